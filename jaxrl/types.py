@@ -1,0 +1,180 @@
+"""Names and small value types that every floor shares: ids, model and policy inputs and outputs, protocols, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import jax
+
+    Array = jax.Array
+else:
+    Array = Any
+
+AgentID = Any
+PolicyID = str
+Params = Any
+PyTree = Any
+
+DEFAULT_POLICY_ID: PolicyID = "default_policy"
+
+# Unused slots of a fragment's `final_obs` carry this row number, which every scatter drops.
+FINAL_PAD = 2**30
+
+COLUMNS: Mapping[str, str] = {
+    "obs": "observation the action was taken on",
+    "new_obs": "true successor observation (derived; never the reset observation)",
+    "actions": "action taken, before clipping",
+    "rewards": "reward of the step, float32",
+    "terminateds": "the episode ended in a terminal state",
+    "truncateds": "the episode was cut (time limit, horizon)",
+    "dones": "terminateds or truncateds (derived)",
+    "prev_actions": "action of the previous row, zeros at an episode's start",
+    "prev_rewards": "reward of the previous row, zero at an episode's start",
+    "eps_id": "number of the episode, int32",
+    "t": "step within the episode, int32",
+    "agent_index": "slot of the agent within its environment, int32",
+    "unroll_id": "number of the fragment, int32",
+    "mask": "False where a row is padding or the agent is absent",
+    "state_in": "model state at the first row, [B, ...]",
+    "last_obs": "observation after the last row, [B, ...]",
+    "action_dist_inputs": "inputs of the action distribution under the behaviour policy",
+    "action_logp": "log-probability of the action under the behaviour policy",
+    "action_prob": "probability of the action under the behaviour policy",
+    "vf_preds": "value prediction under the behaviour policy",
+    "advantages": "advantage estimate (discounted return if nothing reads value_targets, else GAE)",
+    "value_targets": "target of the value function",
+}
+
+
+class JaxrlError(Exception):
+    """Base of the errors that jaxrl raises on purpose."""
+
+
+class ConfigError(JaxrlError, ValueError):
+    """A configuration key, type or combination that cannot work; raised before any actor starts."""
+
+
+class UnsupportedSpaceError(ConfigError):
+    """An observation or action space that the algorithm, model or distribution cannot serve."""
+
+
+class EnvError(JaxrlError, RuntimeError):
+    """An environment broke its contract: wrong shape, dtype, bounds, arity or a non-finite value."""
+
+
+class LossError(JaxrlError, ValueError):
+    """A loss function broke its contract: unknown column or coeff, non-scalar result, clash of names."""
+
+
+class NonFiniteError(JaxrlError, ArithmeticError):
+    """A metric, gradient, observation or reward is NaN or infinite; the message names the first one."""
+
+
+class CheckpointError(JaxrlError, ValueError):
+    """A checkpoint that is damaged, of another format, algorithm or shape, or not a checkpoint."""
+
+
+class WorkerError(JaxrlError, RuntimeError):
+    """A rollout worker failed; the message names the worker and carries the original error."""
+
+
+class ModelInputs(NamedTuple):
+    """What a model sees.
+
+    Leading axes are `[T, B]` for recurrent models and any for feed-forward ones. Fields that the model does not read are None.
+
+    Attributes:
+        obs: observation pytree.
+        prev_actions: action of the previous row (raw action pytree).
+        prev_rewards: reward of the previous row.
+        reset: bool, True where the model state is reset to its initial value before the row.
+        mask: bool, False where the row is absent: the state is held over it.
+    """
+
+    obs: PyTree
+    prev_actions: PyTree = None
+    prev_rewards: Array | None = None
+    reset: Array | None = None
+    mask: Array | None = None
+
+
+class ModelOutput(NamedTuple):
+    """What a model returns: `dist_inputs [..., D]`, `value [...]`, `state` (pytree of `[B, ...]`, `()` if feed-forward)."""
+
+    dist_inputs: Array
+    value: Array
+    state: PyTree = ()
+
+
+class ForwardOutput(NamedTuple):
+    """What `ctx.forward(params, batch)` returns: the action distribution, values, raw inputs and the final model state."""
+
+    dist: Any
+    value: Array
+    dist_inputs: Array
+    state: PyTree = ()
+
+
+class ActInputs(NamedTuple):
+    """Inputs of one act call over `B` environments; fields that the policy does not read are None.
+
+    Attributes:
+        obs: observation pytree `[B, ...]`.
+        t: number of the vector step, int32 scalar; folded into the key.
+        prev_actions: previous actions `[B, ...]`.
+        prev_rewards: previous rewards `[B]`.
+        reset: bool `[B]`, True where an episode starts with this observation.
+        mask: bool `[B]`, False where the slot holds no agent.
+    """
+
+    obs: PyTree
+    t: Any = 0
+    prev_actions: PyTree = None
+    prev_rewards: Any = None
+    reset: Any = None
+    mask: Any = None
+
+
+class ActOutput(NamedTuple):
+    """Actions `[B, ...]`, the next carry `(model state, exploration state)` and, from exploration alone, their log-probability."""
+
+    actions: PyTree
+    carry: PyTree
+    logp: Array | None = None
+
+
+class Weights(NamedTuple):
+    """What is broadcast to samplers: parameters and coeffs, changed only between fragments."""
+
+    params: Params
+    coeffs: Mapping[str, Any]
+
+
+class LearnOutput(NamedTuple):
+    """Metrics (scalars by name) and rows (one value per row of the batch, by name)."""
+
+    metrics: Mapping[str, Any] = {}
+    rows: Mapping[str, Any] = {}
+
+
+class LossContext(Protocol):
+    """What a loss function gets beside params and batch (see `jaxrl.policies.context.LossContext`)."""
+
+    @property
+    def model(self) -> Any: ...
+    @property
+    def dist_class(self) -> Any: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def target_params(self) -> Params: ...
+    @property
+    def coeffs(self) -> Mapping[str, Array]: ...
+    @property
+    def key(self) -> Any: ...
+    def forward(self, params: Params, batch: Any) -> ForwardOutput: ...
+
+
+LossFn = Callable[[Params, Any, LossContext], Any]
