@@ -1,0 +1,188 @@
+"""From what a user writes as `env` to a function that creates the environment."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium as gym
+
+from jaxrl import registry
+from jaxrl.envs.checks import env_failure
+from jaxrl.envs.env_context import EnvContext
+from jaxrl.types import ConfigError, JaxrlError
+
+_CONTEXT_NAMES = {"config", "env_config", "env_context", "context", "ctx"}
+
+
+class EnvCreator:
+    """Creates one environment from an EnvContext; picklable where what it holds is.
+
+    Args:
+        target: a gymnasium EnvSpec, a class, a creator function, or a list of environments.
+        name: what errors call the environment.
+
+    Attributes:
+        gym_id: the gymnasium id where the target is a registered one, else None.
+        instances: the environments where the target is a list of them, else None.
+    """
+
+    def __init__(self, target: Any, name: str, gym_id: str | None = None) -> None:
+        self.target = target
+        self.name = name
+        self.gym_id = gym_id
+        self.instances: list[Any] | None = list(target) if isinstance(target, list) else None
+
+    def __call__(self, context: EnvContext | Mapping[str, Any] | None = None) -> Any:
+        """Creates the environment.
+
+        Args:
+            context: env_config with worker and vector index.
+
+        Returns:
+            A gymnasium Env, a MultiAgentEnv or a gymnasium VectorEnv.
+
+        Raises:
+            EnvError: the constructor raised; chained, with worker and environment index.
+            ConfigError: `env_config` does not fit the constructor.
+        """
+        if not isinstance(context, EnvContext):
+            context = EnvContext(context)
+        where = f"{self.name} (worker {context.worker_index}, env {context.vector_index})"
+        try:
+            env = self._create(context)
+        except JaxrlError:
+            raise
+        except Exception as error:
+            raise env_failure(where, f"creation with env_config {dict(context)!r}", error) from error
+        if not callable(getattr(env, "reset", None)) or not callable(getattr(env, "step", None)):
+            raise ConfigError(
+                f"{where}: expected the creator to return an environment with reset and step, got {type(env).__name__}; "
+                "does the creator function lack a return?"
+            )
+        return env
+
+    def __repr__(self) -> str:
+        return f"EnvCreator({self.name!r})"
+
+    def _create(self, context: EnvContext) -> Any:
+        if self.instances is not None:
+            if context.vector_index >= len(self.instances):
+                raise ConfigError(
+                    f"env: expected a list of at least {context.vector_index + 1} environments (num_envs_per_worker), "
+                    f"got {len(self.instances)}"
+                )
+            return self.instances[context.vector_index]
+        if self.gym_id is not None:
+            # jaxrl's own checks say more than gymnasium's and cost less.
+            return gym.make(self.gym_id, **{"disable_env_checker": True, **context})
+        if _takes_context(self.target, context):
+            return self.target(context)
+        return self.target(**context)
+
+
+def make_env_creator(env: Any) -> EnvCreator:
+    """Turns the `env` of a configuration into a creator.
+
+    Args:
+        env: one of
+            - a gymnasium id: `env_config` goes to `gymnasium.make` as keyword arguments (`render_mode` too);
+            - a registered name (`jaxrl.registry.register_env`), the built-in environments included;
+            - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where it takes one positional
+              parameter for it, else with `env_config` as keyword arguments;
+            - an environment, or a list of them (one per `num_envs_per_worker`).
+
+    Returns:
+        `creator(env_context) -> env`.
+
+    Raises:
+        ConfigError: an unknown name; the message gives the nearest ones.
+
+    Example:
+        >>> make_env_creator("CartPole-v1")({"render_mode": "rgb_array"}).render_mode
+        'rgb_array'
+    """
+    if isinstance(env, EnvCreator):
+        return env
+    if isinstance(env, str):
+        return _from_name(env)
+    if isinstance(env, gym.envs.registration.EnvSpec):
+        return EnvCreator(None, env.id, gym_id=env.id) if env.id in gym.registry else EnvCreator(env.make, env.id)
+    if inspect.isclass(env):
+        return EnvCreator(env, env.__name__)
+    if isinstance(env, Sequence):
+        if not env:
+            raise ConfigError("env: expected at least one environment in the list, got an empty list")
+        return EnvCreator(list(env), _name_of(env[0]))
+    if callable(getattr(env, "reset", None)) and callable(getattr(env, "step", None)):
+        return EnvCreator([env], _name_of(env))
+    if callable(env):
+        return EnvCreator(env, getattr(env, "__name__", type(env).__name__))
+    raise ConfigError(
+        "env: expected a gymnasium id, a registered name, 'pkg.mod:Class', a class, a creator function or a list of environments, "
+        f"got {type(env).__name__} {env!r}"
+    )
+
+
+def _from_name(name: str) -> EnvCreator:
+    found = registry.lookup("env", name)
+    if found is not None:
+        creator = make_env_creator(found)
+        return EnvCreator(creator.target, name, creator.gym_id)
+    if name in gym.registry:
+        return EnvCreator(None, name, gym_id=name)
+    module, _, attribute = name.partition(":")
+    if attribute:
+        try:
+            loaded = importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"env {name!r}: cannot import module {module!r}: {error}") from error
+        if hasattr(loaded, attribute):
+            creator = make_env_creator(getattr(loaded, attribute))
+            return EnvCreator(creator.target, name, creator.gym_id)
+    try:
+        gym.spec(name)
+    except gym.error.Error as error:
+        raise ConfigError(_unknown(name, error)) from error
+    return EnvCreator(None, name, gym_id=name)
+
+
+def _unknown(name: str, error: Exception) -> str:
+    known = [*gym.registry, *registry.names("env")]
+    folded = {key.casefold(): key for key in known}
+    near = [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=4, cutoff=0.5)]
+    base = name.rpartition("/")[2].rpartition("-v")[0].casefold()
+    near += [key for key in known if base and key.casefold().startswith(f"{base}-v") and key not in near]
+    hint = f"; the nearest are {', '.join(near[:4])}" if near else ""
+    extra = "; Atari needs `pip install 'jaxrl[atari]'`" if name.startswith("ALE/") or "NoFrameskip" in name else ""
+    return (
+        f"env: unknown environment {name!r} ({error}){hint}{extra}. "
+        "Expected a gymnasium id, a name registered with jaxrl.registry.register_env, or 'pkg.mod:Class'"
+    )
+
+
+def _takes_context(target: Callable[..., Any], context: EnvContext) -> bool:
+    """True where the first parameter of a class or creator is meant for the EnvContext."""
+    try:
+        parameters = list(inspect.signature(target).parameters.values())
+    except (TypeError, ValueError):
+        return True
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    if not positional:
+        return False
+    first = positional[0]
+    if first.kind == first.VAR_POSITIONAL:
+        return not any(p.kind == p.VAR_KEYWORD for p in parameters)
+    if first.name in context:
+        return False
+    annotation = first.annotation if isinstance(first.annotation, str) else getattr(first.annotation, "__name__", "")
+    required = [p for p in positional if p.default is p.empty and p.kind != p.VAR_POSITIONAL]
+    return first.name in _CONTEXT_NAMES or "EnvContext" in annotation or required == [first]
+
+
+def _name_of(env: Any) -> str:
+    spec = getattr(env, "spec", None)
+    return spec.id if spec is not None else type(getattr(env, "unwrapped", env)).__name__

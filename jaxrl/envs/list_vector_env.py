@@ -1,0 +1,232 @@
+"""Our own loop over gymnasium environments: no stacking, no dicts, rows written in place, ended episodes reset in the same step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from jaxrl.envs.checks import EnvPlace, check_reset_result, check_step_result, env_failure
+from jaxrl.envs.replay_log import ReplayLog
+from jaxrl.envs.resume import load_states, save_states
+from jaxrl.envs.rows import action_splitter, copy_rows, empty_rows, is_array_space, row_copier, row_writer, take_row
+from jaxrl.envs.vector_env import Ended, VectorEnv
+from jaxrl.types import EnvError
+
+# Vector steps checked in full; afterwards only what is nearly free, and `check_fragment` once per fragment.
+_CHECKED_STEPS = 16
+
+
+class ListVectorEnv(VectorEnv):
+    """Steps a list of environments one after the other (see `VectorEnv`).
+
+    Args:
+        envs: environments of equal spaces.
+        place: names them in errors.
+        checks: check the first resets and steps in full.
+
+    Raises:
+        EnvError: the environments' spaces differ, or there is none.
+    """
+
+    def __init__(self, envs: Sequence[gym.Env], place: EnvPlace, *, checks: bool = True) -> None:
+        if not envs:
+            raise EnvError(f"{place.env_id}: expected at least one environment, got none")
+        self.envs: list[gym.Env] | None = list(envs)
+        self._envs = list(envs)
+        self.num_envs = len(self._envs)
+        self.observation_space = self._envs[0].observation_space
+        self.action_space = self._envs[0].action_space
+        self.place = place
+        self.filler_rows = False
+        self.filler_mask = np.zeros(self.num_envs, np.bool_)
+        self.infos = [{} for _ in self._envs]
+        self.reset_infos = [{} for _ in self._envs]
+        for b, env in enumerate(self._envs):
+            for name in ("observation_space", "action_space"):
+                if getattr(env, name) != getattr(self, name):
+                    raise EnvError(
+                        f"{place.describe(b)}: expected the {name} of env 0, {getattr(self, name)}, got {getattr(env, name)}; "
+                        "environments of one worker must have equal spaces"
+                    )
+        self._step_functions = [env.step for env in self._envs]
+        self._rows = empty_rows(self.observation_space, self.num_envs)
+        self._rewards: np.ndarray = np.zeros(self.num_envs)
+        self._write = row_writer(self.observation_space)
+        self._copy = row_copier(self.observation_space)
+        self._split = action_splitter(self.action_space)
+        self._shape = self.observation_space.shape
+        self._simple = is_array_space(self.observation_space) and bool(self._shape)
+        self._steps_to_check = _CHECKED_STEPS if checks else 0
+        self._resets_to_check = [2 if checks else 0] * self.num_envs
+        self._log = ReplayLog([env.unwrapped for env in self._envs], self.action_space)
+        self._closed = False
+
+    def reset(self, seeds: list[int] | None = None) -> Any:
+        """See `VectorEnv.reset`."""
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise EnvError(
+                f"{self.place.env_id}: expected {self.num_envs} seeds, one per environment, got {len(seeds)}"
+            )
+        self._log.compact()
+        rows = empty_rows(self.observation_space, self.num_envs)
+        for b in range(self.num_envs):
+            self._write(rows, b, self._reset_env(b, None if seeds is None else int(seeds[b])))
+        self._rows = rows
+        self._rewards = np.zeros(self.num_envs)
+        return rows
+
+    def step(
+        self,
+        actions: Any,
+        obs_out: Any,
+        rewards_out: np.ndarray,
+        terminateds_out: np.ndarray,
+        truncateds_out: np.ndarray,
+        active: np.ndarray | None = None,
+    ) -> Ended:
+        """See `VectorEnv.step`."""
+        if active is not None or self._steps_to_check or not self._simple:
+            return self._step_general(actions, obs_out, rewards_out, terminateds_out, truncateds_out, active)
+        ended: Ended = []
+        infos, shape, b = self.infos, self._shape, 0
+        parts = self._split(actions)
+        self._log.steps.append(actions)
+        try:
+            for b, step in enumerate(self._step_functions):
+                obs, rewards_out[b], terminated, truncated, infos[b] = step(parts[b])
+                if obs.shape != shape:
+                    raise EnvError(f"{self._where(b)}: step: expected obs of shape {shape}, got {obs.shape}")
+                terminateds_out[b] = terminated
+                truncateds_out[b] = truncated
+                if terminated or truncated:
+                    ended.append((b, self._copy(obs)))
+                    obs = self._reset_env(b)
+                obs_out[b] = obs
+        except EnvError:
+            raise
+        except Exception as error:
+            raise env_failure(self._where(b), "step", error) from error
+        self._rows, self._rewards = obs_out, rewards_out
+        return ended
+
+    def truncate(self, b: int, obs_out: Any) -> Any:
+        """See `VectorEnv.truncate`."""
+        final = take_row(self.observation_space, self._rows, b)
+        first = self._reset_env(b)
+        self._write(obs_out, b, first)
+        if obs_out is not self._rows:
+            self._write(self._rows, b, first)
+        return final
+
+    def observations(self) -> Any:
+        """See `VectorEnv.observations`."""
+        rows = empty_rows(self.observation_space, self.num_envs)
+        copy_rows(self.observation_space, rows, self._rows)
+        return rows
+
+    def end_fragment(self) -> None:
+        """See `VectorEnv.end_fragment`."""
+        self._rows = self.observations()
+        self._rewards = np.array(self._rewards)
+        self._log.compact()
+
+    def get_state(self) -> dict[str, Any]:
+        """See `VectorEnv.get_state`."""
+        self.end_fragment()
+        return save_states(self._envs, self._log, self.observation_space, self._rows, self._rewards)
+
+    def set_state(self, state: dict[str, Any]) -> list[bool]:
+        """See `VectorEnv.set_state`."""
+        self.end_fragment()
+        return load_states(
+            state,
+            self._envs,
+            self._log,
+            self.observation_space,
+            self.action_space,
+            self._rows,
+            self._rewards,
+            self._fresh,
+            self.place,
+        )
+
+    def render(self, b: int = 0) -> Any:
+        """See `VectorEnv.render`."""
+        return self._envs[b].render()
+
+    def close(self) -> None:
+        """See `VectorEnv.close`."""
+        if not self._closed:
+            self._closed = True
+            for env in self._envs:
+                env.close()
+
+    def _step_general(
+        self,
+        actions: Any,
+        obs_out: Any,
+        rewards_out: np.ndarray,
+        terminateds_out: np.ndarray,
+        truncateds_out: np.ndarray,
+        active: np.ndarray | None,
+    ) -> Ended:
+        """Steps with Dict/Tuple/scalar observations, with some environments left out, or with full checks."""
+        ended: Ended = []
+        parts = self._split(actions)
+        if active is not None:
+            self._log.inactive[len(self._log.steps)] = np.array(active, np.bool_)
+        self._log.steps.append(actions)
+        b = 0
+        try:
+            for b, step in enumerate(self._step_functions):
+                if active is not None and not active[b]:
+                    if obs_out is not self._rows:
+                        self._write(obs_out, b, take_row(self.observation_space, self._rows, b))
+                    rewards_out[b], terminateds_out[b], truncateds_out[b] = 0.0, False, False
+                    continue
+                result = step(parts[b])
+                if self._steps_to_check:
+                    result = check_step_result(self.observation_space, result, self._where(b))
+                    self._simple = self._simple and isinstance(result[0], np.ndarray)
+                obs, rewards_out[b], terminated, truncated, self.infos[b] = result
+                terminateds_out[b] = terminated
+                truncateds_out[b] = truncated
+                if terminated or truncated:
+                    ended.append((b, self._copy(obs)))
+                    obs = self._reset_env(b)
+                self._write(obs_out, b, obs)
+        except EnvError:
+            raise
+        except Exception as error:
+            raise env_failure(self._where(b), "step", error) from error
+        if self._steps_to_check:
+            self._steps_to_check -= 1
+        self._rows, self._rewards = obs_out, rewards_out
+        return ended
+
+    def _reset_env(self, b: int, seed: int | None = None) -> Any:
+        log = self._log
+        log.before_reset(b, seed)
+        env = self._envs[b]
+        try:
+            result = env.reset() if seed is None else env.reset(seed=seed)
+        except Exception as error:
+            raise env_failure(self.place.describe(b), "reset", error) from error
+        if self._resets_to_check[b]:
+            self._resets_to_check[b] -= 1
+            check_reset_result(self.observation_space, result, self.place.describe(b))
+        log.after_reset(b)
+        obs, self.reset_infos[b] = result
+        return obs
+
+    def _fresh(self, b: int) -> Any:
+        """Starts a fresh episode after a resume that failed, in the form that `_rows` keeps."""
+        obs = self._reset_env(b)
+        self._write(self._rows, b, obs)
+        return obs
+
+    def _where(self, b: int) -> str:
+        return self.place.describe(b, self._log.episode_step(b))
