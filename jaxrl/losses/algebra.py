@@ -1,0 +1,180 @@
+"""The algebra of loss terms: a term is a loss function with named default coeffs, and a weighted sum of terms is a term."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxrl.types import Array, LearnOutput, LossContext, LossError, LossFn, Params
+
+TOTAL_LOSS = "total_loss"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Term:
+    """A loss function with named default coeffs; made by `term`, `weighted_sum` and the factories of `jaxrl.losses`.
+
+    Attributes:
+        fn: `(params, batch, ctx) -> scalar or (scalar, LearnOutput)`.
+        coeffs: default of each number that `fn` reads from `ctx.coeffs`. A policy copies these into its train state, where training,
+            schedules and Tune change them without a recompile.
+        name: what messages call it.
+    """
+
+    fn: LossFn
+    coeffs: Mapping[str, float]
+    name: str
+
+    def __call__(self, params: Params, batch: Any, ctx: LossContext) -> Any:
+        """Returns the loss, a scalar or `(scalar, LearnOutput)`."""
+        return self.fn(params, batch, ctx)
+
+
+def term(fn: LossFn, /, **coeffs: float) -> Term:
+    """Gives a loss function named coeffs, which makes it a term.
+
+    Args:
+        fn: `(params, batch, ctx) -> scalar or (scalar, LearnOutput(metrics, rows))`. It reads its numbers with
+            `coeff(ctx, name)` (or `ctx.coeffs[name]`), where they are traced. In a `weighted_sum` its value becomes a metric named
+            after it, unless its own metrics have that name.
+        **coeffs: default of each number.
+
+    Returns:
+        The term.
+
+    Example:
+        ```python
+        def l2(max_norm=10.0):
+            def loss_fn(params, batch, ctx):
+                return jnp.minimum(optax.global_norm(params), losses.coeff(ctx, "max_norm"))
+            return losses.term(loss_fn, max_norm=max_norm)
+
+        loss_fn = losses.weighted_sum(surrogate=(1.0, losses.clipped_surrogate()), l2=(1e-4, l2()))
+        ```
+    """
+    return Term(fn, {**coeffs_of(fn), **coeffs}, getattr(fn, "__name__", type(fn).__name__))
+
+
+def coeffs_of(loss_fn: Any) -> dict[str, float]:
+    """Default coeffs of a loss function: those of a term, none for a plain function."""
+    return dict(loss_fn.coeffs) if isinstance(loss_fn, Term) else {}
+
+
+def coeff(ctx: LossContext, name: str) -> Array:
+    """Reads a number from `ctx.coeffs`.
+
+    Args:
+        ctx: the loss context.
+        name: name of the coeff.
+
+    Returns:
+        Its current value, a traced scalar.
+
+    Raises:
+        LossError: if there is none of that name.
+    """
+    try:
+        return ctx.coeffs[name]
+    except KeyError:
+        raise LossError(
+            f"ctx.coeffs has no {name!r}; it has {sorted(ctx.coeffs)}. Give it a default with losses.term(fn, {name}=...), "
+            "or name it in the policy's coeffs"
+        ) from None
+
+
+def split_output(output: Any, where: str) -> tuple[Array, LearnOutput]:
+    """Takes apart what a loss function returned.
+
+    Args:
+        output: a scalar or `(scalar, LearnOutput)`.
+        where: the loss function, for the message.
+
+    Returns:
+        The scalar and its LearnOutput, an empty one if there was none.
+
+    Raises:
+        LossError: if it is neither.
+    """
+    value, extra = output if isinstance(output, tuple) and len(output) == 2 else (output, LearnOutput())
+    if not isinstance(extra, LearnOutput):
+        raise LossError(f"{where}: expected a scalar or (scalar, LearnOutput), got (..., {type(extra).__name__})")
+    try:
+        value = jnp.asarray(value)
+    except TypeError:
+        raise LossError(f"{where}: expected a scalar or (scalar, LearnOutput), got {type(value).__name__}") from None
+    if value.shape != ():
+        raise LossError(f"{where}: expected a scalar, got shape {value.shape}; reduce rows with batch.mean(...)")
+    return value, extra
+
+
+def weighted_sum(**terms: tuple[float, LossFn]) -> Term:
+    """Adds up loss terms.
+
+    Each weight is the coeff `{name}_coeff`, so that it can change while training, like the terms' own coeffs. Metrics are each
+    term's (unweighted) value by its name, the terms' own metrics, which take precedence over that, and
+    `total_loss`. Rows of the terms are merged.
+
+    Args:
+        **terms: `name=(weight, loss_fn)`; a weight may be 0, a term may be any loss function, another weighted sum too.
+
+    Returns:
+        The sum as a term, whose coeffs are the weights and the terms' coeffs.
+
+    Raises:
+        LossError: if two coeffs have one name or an entry is no `(weight, loss_fn)`; when called, if two metrics or rows have one
+            name, a term's value is no scalar, or `ctx.coeffs` lacks a coeff.
+
+    Example:
+        ```python
+        loss_fn = weighted_sum(
+            surrogate=(1.0, clipped_surrogate(clip_param=0.2)), vf_loss=(0.5, value_error()), entropy=(0.01, entropy_bonus()))
+        loss_fn.coeffs  # {"surrogate_coeff": 1.0, "clip_param": 0.2, "vf_loss_coeff": 0.5, "entropy_coeff": 0.01}
+        ```
+    """
+    if not terms:
+        raise LossError("weighted_sum: expected at least one name=(weight, loss_fn)")
+    coeffs = _union_of_coeffs(terms)
+
+    def loss_fn(params: Params, batch: Any, ctx: LossContext) -> tuple[Array, LearnOutput]:
+        total: Any = 0.0
+        metrics, rows = _Named("metric"), _Named("row")
+        for name, (_, fn) in terms.items():
+            value, extra = split_output(fn(params, batch, ctx), f"weighted_sum: term {name!r}")
+            total = total + coeff(ctx, f"{name}_coeff") * value
+            # An inner sum's total is its value, which is the metric `name` here.
+            own = {key: metric for key, metric in extra.metrics.items() if key != TOTAL_LOSS}
+            metrics.add(name, {name: value, **own})
+            rows.add(name, extra.rows)
+        return total, LearnOutput({**metrics.values, TOTAL_LOSS: total}, rows.values)
+
+    return Term(loss_fn, coeffs, f"weighted_sum({', '.join(terms)})")
+
+
+def _union_of_coeffs(terms: Mapping[str, Any]) -> dict[str, float]:
+    union = _Named("coeff")
+    for name, entry in terms.items():
+        if not (isinstance(entry, tuple) and len(entry) == 2 and callable(entry[1])):
+            raise LossError(f"weighted_sum: {name}: expected (weight, loss_fn), got {entry!r}")
+        if callable(entry[0]) or name == TOTAL_LOSS:
+            raise LossError(f"weighted_sum: {name}={entry!r}: weight and loss_fn are swapped, or the name is taken")
+        union.add(f"the weight of {name!r}", {f"{name}_coeff": entry[0]})
+        union.add(f"term {name!r}", coeffs_of(entry[1]))
+    return union.values
+
+
+class _Named:
+    """Values by name that remembers where each came from, to name both in a clash."""
+
+    def __init__(self, kind: str):
+        self.kind, self.values, self._origin = kind, {}, {}
+
+    def add(self, origin: str, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if key in self.values:
+                raise LossError(
+                    f"weighted_sum: the {self.kind} {key!r} comes from {self._origin[key]} and from {origin}; rename one of them"
+                )
+            self.values[key], self._origin[key] = value, origin

@@ -1,0 +1,59 @@
+"""Value-function terms: squared error, and PPO's clipped squared error (neither has a factor 1/2: that is the weight's matter)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl.losses.algebra import Term, coeff, term
+from jaxrl.losses.statistics import explained_variance
+from jaxrl.types import Array, LearnOutput, LossContext, Params
+
+
+def value_error() -> Term:
+    """Squared error of the value function, `mean((V(s_t) - G_t)^2)`.
+
+    Returns:
+        A term reading `obs` and `value_targets`, with the metrics `vf_loss` and `vf_explained_var`.
+    """
+
+    def value_error(params: Params, batch: Any, ctx: LossContext) -> tuple[Array, LearnOutput]:
+        value = ctx.forward(params, batch).value
+        target = jax.lax.stop_gradient(batch["value_targets"])
+        chex.assert_equal_shape([value, target])
+        return _reduce(jnp.square(value - target), value, target, batch)
+
+    return term(value_error)
+
+
+def clipped_value_error(vf_clip_param: float = 10.0) -> Term:
+    """Squared error of a value function that may move by `vf_clip_param` only.
+
+    Schulman et al. 2016's code, as in RLlib's PPO:
+    `mean(max((V - G)^2, (V_old + clip(V - V_old, -vf_clip_param, vf_clip_param) - G)^2))`. Since the clip has the scale of returns, it
+    has to be chosen with the rewards.
+
+    Args:
+        vf_clip_param: the largest change of a value that the loss rewards; a coeff.
+
+    Returns:
+        A term reading `obs`, `vf_preds` and `value_targets`, with the metrics `vf_loss` and `vf_explained_var`.
+    """
+
+    def clipped_value_error(params: Params, batch: Any, ctx: LossContext) -> tuple[Array, LearnOutput]:
+        value = ctx.forward(params, batch).value
+        value_old, target = jax.lax.stop_gradient((batch["vf_preds"], batch["value_targets"]))
+        chex.assert_equal_shape([value, value_old, target])
+        clip = coeff(ctx, "vf_clip_param")
+        clipped = value_old + jnp.clip(value - value_old, -clip, clip)
+        return _reduce(jnp.maximum(jnp.square(value - target), jnp.square(clipped - target)), value, target, batch)
+
+    return term(clipped_value_error, vf_clip_param=vf_clip_param)
+
+
+def _reduce(error: Array, value: Array, target: Array, batch: Any) -> tuple[Array, LearnOutput]:
+    loss = batch.mean(error)
+    return loss, LearnOutput({"vf_loss": loss, "vf_explained_var": explained_variance(target, value, batch)})
