@@ -1,0 +1,167 @@
+"""Configurations as plain JSON: how functions, classes and other objects are named, and what may be imported on the way back.
+
+A file may come from anywhere, so reading one runs no code outside jaxrl's own components unless the caller trusts it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrl import registry
+from jaxrl.coercion import deep_update, short
+from jaxrl.types import ConfigError
+
+REF, REGISTERED, HOLE, FLOAT, FIELDS = "$ref", "$registered", "$hole", "$float", "$fields"
+
+# References into these packages are imported without asking: they hold jaxrl's own functions and classes, and nothing that
+# imports or runs what its arguments say.
+COMPONENTS = (
+    "jaxrl.algorithms",
+    "jaxrl.callbacks",
+    "jaxrl.distributions",
+    "jaxrl.envs",
+    "jaxrl.exploration",
+    "jaxrl.losses",
+    "jaxrl.models",
+    "jaxrl.policies",
+    "jaxrl.schedules",
+)
+
+_NOT_GIVEN: Any = object()
+
+
+def encode(value: Any, key: str = "") -> Any:
+    """Returns `value` as JSON data; `key` is its dotted place, for holes.
+
+    Tuples become lists, NumPy scalars and arrays numbers and lists, infinities `{"$float": "inf"}`, NamedTuples and
+    dataclasses (callbacks, say) `{"$ref": class, "$fields": {...}}`, functions and classes `{"$registered": "kind:name"}` or
+    `{"$ref": "module:attr"}`. Anything else has no name (a lambda, say) and becomes `{"$hole": key}`.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, (np.generic, np.ndarray)) and value.dtype.kind in "biuf":
+        return encode(value.tolist(), key)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {FLOAT: repr(value)}
+    registered = _registered_name(value)
+    if registered is not None:
+        return {REGISTERED: registered}
+    fields = _fields_of(value)
+    if fields is not None:
+        ref = registry.ref_of(type(value))
+        return (
+            {HOLE: key}
+            if ref is None
+            else {
+                REF: ref,
+                # A hole in it names the whole value: that is what can be passed again.
+                FIELDS: {name: encode(item, key) for name, item in fields.items()},
+            }
+        )
+    if isinstance(value, (list, tuple)):
+        return [encode(item, f"{key}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, Mapping) and all(isinstance(name, str) and not name.startswith("$") for name in value):
+        return {name: encode(item, f"{key}.{name}" if key else name) for name, item in value.items()}
+    ref = registry.ref_of(value)
+    return {HOLE: key} if ref is None else {REF: ref}
+
+
+def decode(data: Mapping[str, Any], overrides: Mapping[str, Any], trust_imports: bool, where: str) -> dict[str, Any]:
+    """Returns the configuration that `encode` wrote, with `overrides` merged in: see `jaxrl.config.fill_holes`."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where}: expected a JSON object, got {short(data)}")
+    reader = _Reader(trust_imports, where)
+    read = {name: reader.read(item, overrides.get(name, _NOT_GIVEN), name) for name, item in data.items()}
+    return deep_update(read, overrides)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    trust_imports: bool
+    where: str
+
+    def read(self, node: Any, given: Any, key: str) -> Any:
+        """Decodes one node; what the user gave at its place stands in for it, so that it is never looked at."""
+        if given is not _NOT_GIVEN and not (isinstance(given, Mapping) and _is_section(node)):
+            return given
+        if isinstance(node, list):
+            return [self.read(item, _NOT_GIVEN, f"{key}[{i}]") for i, item in enumerate(node)]
+        if not isinstance(node, Mapping):
+            return node
+        if _is_section(node):
+            section = given if isinstance(given, Mapping) else {}
+            return {
+                name: self.read(item, section.get(name, _NOT_GIVEN), f"{key}.{name}") for name, item in node.items()
+            }
+        return self._special(node, key)
+
+    def _special(self, node: Mapping[str, Any], key: str) -> Any:
+        tags = set(node)
+        if tags == {HOLE}:
+            raise ConfigError(
+                f"{self.where}: key {key!r} held an object without a name (a lambda or local function, say) when this was "
+                f"saved, so it has to be passed again: config={_as_dict(key)}"
+            )
+        if tags == {FLOAT} and node[FLOAT] in ("inf", "-inf", "nan"):
+            return float(node[FLOAT])
+        if tags == {REGISTERED} and isinstance(node[REGISTERED], str):
+            kind, _, name = node[REGISTERED].partition(":")
+            return registry.resolve(kind, name)
+        if tags == {REF} and isinstance(node[REF], str):
+            return self._import(node[REF], key)
+        if tags == {REF, FIELDS} and isinstance(node[REF], str) and isinstance(node[FIELDS], Mapping):
+            cls = self._import(node[REF], key)
+            if not isinstance(cls, type) or not (dataclasses.is_dataclass(cls) or issubclass(cls, tuple)):
+                raise ConfigError(f"{self.where}: key {key!r}: {node[REF]!r} is no NamedTuple and no dataclass")
+            return cls(**{name: self.read(item, _NOT_GIVEN, key) for name, item in node[FIELDS].items()})
+        raise ConfigError(f"{self.where}: key {key!r}: expected a configuration value, got {short(dict(node))}")
+
+    def _import(self, ref: str, key: str) -> Any:
+        module = ref.partition(":")[0]
+        own = any(module == package or module.startswith(f"{package}.") for package in COMPONENTS)
+        if not own and not self.trust_imports:
+            raise ConfigError(
+                f"{self.where}: key {key!r} refers to {ref!r}, and importing it would run that module's code. Pass the object "
+                f"itself: config={_as_dict(key)}; or, where you trust this file, trust_imports=True (--trust-imports)"
+            )
+        value = registry.import_ref(ref)
+        # What a component module merely imported (os, say) is not a component.
+        if not self.trust_imports and registry.ref_of(value) != ref:
+            raise ConfigError(f"{self.where}: key {key!r}: {ref!r} is not defined there; pass the object itself")
+        return value
+
+
+def _is_section(node: Any) -> bool:
+    return isinstance(node, Mapping) and not any(str(name).startswith("$") for name in node)
+
+
+def _fields_of(value: Any) -> dict[str, Any] | None:
+    if isinstance(value, tuple) and type(value) is not tuple:
+        names = getattr(type(value), "_fields", ())
+        return dict(zip(names, value, strict=True))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    return None
+
+
+def _registered_name(value: Any) -> str | None:
+    if isinstance(value, (list, dict)):
+        return None
+    for kind in registry.KINDS:
+        name = registry.name_of(kind, value)
+        if name is not None:
+            return f"{kind}:{name}"
+    return None
+
+
+def _as_dict(key: str) -> str:
+    """Shows where an object goes: `a.b[0]` is `{'a': {'b': ...}}`, since lists are replaced whole."""
+    text = "..."
+    for name in reversed(key.partition("[")[0].split(".")):
+        text = f"{{{name!r}: {text}}}"
+    return text
