@@ -1,0 +1,104 @@
+"""Episode bookkeeping over a fragment: numbers of rows and episodes, returns and lengths, all at the fragment's end."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrl.metrics import EpisodeRecord
+from jaxrl.types import DEFAULT_POLICY_ID
+
+SINGLE_AGENT = "agent0"
+
+
+class FragmentIndex(NamedTuple):
+    """`t [T, B]`: step within the episode; `eps_id [T, B]`: number of the episode; both int32."""
+
+    t: np.ndarray
+    eps_id: np.ndarray
+
+
+class EpisodeTracker:
+    """Which episode each environment is in, how long it is and what it has earned, carried from fragment to fragment.
+
+    Args:
+        num_envs: B.
+        worker_index, num_workers: make episode numbers unique among workers.
+    """
+
+    def __init__(self, num_envs: int, worker_index: int, num_workers: int):
+        self._stride = num_workers + 1
+        self._first = worker_index
+        self._count = num_envs
+        self.eps_id = np.arange(num_envs, dtype=np.int64) * self._stride + self._first
+        self.length = np.zeros(num_envs, np.int64)
+        self.reward = np.zeros(num_envs, np.float64)
+
+    def next_id(self) -> int:
+        """The number of a new episode."""
+        number = self._count * self._stride + self._first
+        self._count += 1
+        return number
+
+    def index(self, starts: np.ndarray) -> FragmentIndex:
+        """Numbers the rows of a fragment.
+
+        Args:
+            starts: bool `[T + 1, B]`, True where an episode starts with the row (row T: the next fragment's first).
+        """
+        steps, width = starts.shape[0] - 1, starts.shape[1]
+        if not starts.any():
+            t = np.arange(steps)[:, None] + self.length
+            return FragmentIndex(t.astype(np.int32), np.broadcast_to(self.eps_id.astype(np.int32), (steps, width)).copy())
+        # Numbers grow with time, so running maxima carry each start's row and number down its column.
+        rows = np.arange(steps + 1)[:, None]
+        begin = np.where(starts, rows, -1)
+        ids = np.full((steps + 1, width), -1, np.int64)
+        for i, b in np.argwhere(starts):
+            ids[i, b] = self.next_id()
+        begin[0] = np.where(starts[0], 0, -self.length)
+        ids[0] = np.where(starts[0], ids[0], self.eps_id)
+        begin = np.maximum.accumulate(np.where(begin == -1, np.iinfo(np.int64).min, begin), axis=0)
+        ids = np.maximum.accumulate(ids, axis=0)
+        self.eps_id = ids[-1].copy()
+        t = rows - begin
+        return FragmentIndex(t[:-1].astype(np.int32), ids[:-1].astype(np.int32))
+
+    def finish(
+        self, rewards: np.ndarray, ended: list[tuple[int, int]], valid: np.ndarray | None
+    ) -> list[EpisodeRecord]:
+        """Records of the episodes that ended in a fragment, in the order in which they ended.
+
+        Args:
+            rewards: float64 `[T, B]`, as the environments gave them.
+            ended: `(t, b)` of each ended row, in order.
+            valid: bool `[T, B]`, False where a row is no transition; None if all are.
+        """
+        steps, width = rewards.shape
+        begin = np.zeros(width, np.int64)
+        records = []
+        lengths = np.ones_like(rewards, np.int64) if valid is None else valid.astype(np.int64)
+        for i, b in ended:
+            length = int(self.length[b] + lengths[begin[b] : i + 1, b].sum())
+            reward = float(self.reward[b] + rewards[begin[b] : i + 1, b].sum())
+            records.append(EpisodeRecord(length, reward, {(SINGLE_AGENT, DEFAULT_POLICY_ID): reward}))
+            begin[b], self.length[b], self.reward[b] = i + 1, 0, 0.0
+        for b in range(width):
+            self.length[b] += lengths[begin[b] :, b].sum()
+            self.reward[b] += rewards[begin[b] :, b].sum()
+        return records
+
+    def get_state(self) -> dict[str, Any]:
+        """The tracker's state, for a checkpoint."""
+        return {"count": self._count, "eps_id": self.eps_id, "length": self.length, "reward": self.reward}
+
+    def set_state(self, state: dict[str, Any], restored: list[bool]) -> None:
+        """Takes a saved state back; environments that did not come back start a new episode."""
+        self._count = int(state["count"])
+        self.eps_id = np.array(state["eps_id"], np.int64)
+        self.length = np.array(state["length"], np.int64)
+        self.reward = np.array(state["reward"], np.float64)
+        for b, same in enumerate(restored):
+            if not same:
+                self.eps_id[b], self.length[b], self.reward[b] = self.next_id(), 0, 0.0

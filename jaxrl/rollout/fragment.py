@@ -1,0 +1,103 @@
+"""FragmentRows: the rows that environments and the policy write into while a fragment is collected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrl.envs import VectorEnv, empty_rows
+from jaxrl.types import PyTree
+
+
+class FragmentRows:
+    """Preallocated rows `[T, B, ...]` of one fragment; they grow when a fragment of whole episodes needs more.
+
+    New arrays for every fragment: what learning reads may share their memory.
+
+    Args:
+        env: the environments, whose spaces lay out the rows.
+        action_space: the policy's action space.
+        steps: T expected.
+        filtered: observations that learning sees are kept apart from the raw ones.
+    """
+
+    def __init__(self, env: VectorEnv, action_space: Any, steps: int, *, filtered: bool):
+        b = env.num_envs
+        self._raw = empty_rows(env.observation_space, steps + 1, b)
+        self._obs: PyTree = None
+        self._filtered = filtered
+        self._actions = empty_rows(action_space, steps, b)
+        self.rewards = np.zeros((steps, b), np.float64)
+        self.terminateds = np.zeros((steps, b), bool)
+        self.truncateds = np.zeros((steps, b), bool)
+        self._plain = isinstance(self._raw, np.ndarray)
+        self._plain_actions = isinstance(self._actions, np.ndarray)
+
+    def reserve(self, steps: int) -> None:
+        """Makes room for at least `steps` rows."""
+        have = len(self.rewards)
+        if steps <= have:
+            return
+
+        def grown(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, np.zeros((have, *x.shape[1:]), x.dtype)])
+
+        self._raw, self._obs, self._actions = jax.tree.map(grown, (self._raw, self._obs, self._actions))
+        self.rewards, self.terminateds, self.truncateds = map(grown, (self.rewards, self.terminateds, self.truncateds))
+
+    def put_raw(self, i: int, obs: PyTree) -> None:
+        """Writes raw observations into row `i`."""
+
+        def put(rows: np.ndarray, x: np.ndarray) -> None:
+            rows[i] = x
+
+        jax.tree.map(put, self._raw, obs)
+
+    def put_obs(self, i: int, obs: PyTree) -> None:
+        """Writes filtered observations into row `i`."""
+        if self._obs is None:  # the filter decides the dtypes
+            n = len(self.rewards) + 1
+            self._obs = jax.tree.map(lambda x: np.zeros((n, *x.shape), x.dtype), obs)
+        if self._plain:
+            self._obs[i] = obs
+        else:
+
+            def put(rows: np.ndarray, x: np.ndarray) -> None:
+                rows[i] = x
+
+            jax.tree.map(put, self._obs, obs)
+
+    def put_actions(self, i: int, actions: PyTree) -> None:
+        """Writes the policy's actions into row `i`."""
+        if self._plain_actions:
+            self._actions[i] = actions
+        else:
+
+            def put(rows: np.ndarray, x: np.ndarray) -> None:
+                rows[i] = x
+
+            jax.tree.map(put, self._actions, actions)
+
+    def raw_row(self, i: int) -> PyTree:
+        """Row `i` of the raw observations, a view `[B, ...]`."""
+        return self._raw[i] if self._plain else jax.tree.map(lambda x: x[i], self._raw)
+
+    def obs_row(self, i: int) -> PyTree:
+        """Row `i` of the observations that the policy sees, a view `[B, ...]`."""
+        if not self._filtered:
+            return self.raw_row(i)
+        return self._obs[i] if self._plain else jax.tree.map(lambda x: x[i], self._obs)
+
+    def raw(self, steps: int) -> PyTree:
+        """The first `steps` rows of raw observations `[steps, B, ...]`."""
+        return jax.tree.map(lambda x: x[:steps], self._raw)
+
+    def obs(self, steps: int) -> PyTree:
+        """The first `steps` rows of the observations that the policy saw."""
+        return jax.tree.map(lambda x: x[:steps], self._obs if self._filtered else self._raw)
+
+    def actions(self, steps: int) -> PyTree:
+        """The first `steps` rows of actions."""
+        return jax.tree.map(lambda x: x[:steps], self._actions)

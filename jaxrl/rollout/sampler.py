@@ -1,0 +1,348 @@
+"""VectorSampler: fragments of experience from one policy and a vector of environments.
+
+The loop does the least per vector step: one act call, one environment step, a few writes into preallocated rows. All that
+can wait until the fragment is complete (numbers of rows, returns, values, log-probabilities, advantages) is done there, once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl.callbacks import Callbacks
+from jaxrl.data import SampleBatch
+from jaxrl.envs import VectorEnv, check_fragment, empty_rows
+from jaxrl.metrics import EpisodeRecord
+from jaxrl.policies import Policy
+from jaxrl.rollout.actions import action_transform, clip_rewards
+from jaxrl.rollout.episodes import EpisodeTracker
+from jaxrl.rollout.filters import Filter
+from jaxrl.rollout.fragment import FragmentRows
+from jaxrl.rollout.live_episodes import LiveEpisodes
+from jaxrl.types import FINAL_PAD, ActInputs, PyTree, Weights
+
+
+class VectorSampler:
+    """Samples fragments `[T, B]` with one policy.
+
+    Args:
+        env: the worker's environments.
+        policy: the policy.
+        config: a RolloutConfig with the policy's options (horizon, batch_mode, explore, ...).
+        filter: observation filter.
+        key: PRNG key of this worker; each vector step folds its number in.
+        callbacks: hooks, or None.
+        worker: given to the hooks.
+        worker_index, num_workers: number episodes apart.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        policy: Policy,
+        config: Any,
+        filter: Filter,
+        key: Any,
+        *,
+        callbacks: Callbacks | None = None,
+        worker: Any = None,
+        worker_index: int = 0,
+        num_workers: int = 0,
+    ):
+        self.env, self.policy, self.config, self.filter, self.key = env, policy, config, filter, key
+        self.complete = config.batch_mode == "complete_episodes"
+        # A row that is no transition, or a column that has finished its share, must be told apart: then, and only then, a mask.
+        self.masked = self.complete or env.filler_rows
+        self.filter_state = filter.init()
+        self.filter_delta = filter.init()
+        self.explore = config.explore
+        self.update_filter = not filter.identity
+        self._transform = action_transform(env.action_space, normalize=config.normalize_actions, clip=config.clip_actions)
+        self._reads = policy.spec.act_reads
+        self._reads_previous = bool(self._reads & {"prev_actions", "prev_rewards"})
+        self._no_start = np.zeros(env.num_envs, bool)
+        self._recurrent = policy.spec.recurrent
+        self._carry = policy.initial_carry(env.num_envs)
+        self._step = 0
+        self._unroll = 0
+        self._obs = env.reset(None if config.seed is None else env_seeds(config.seed, worker_index, env.num_envs))
+        self._start = np.ones(env.num_envs, bool)
+        self._prev_actions: PyTree = empty_rows(policy.spec.action_space, env.num_envs)
+        self._prev_rewards = np.zeros(env.num_envs, np.float32)
+        self._final_slots = 0
+        self._tracker = EpisodeTracker(env.num_envs, worker_index, num_workers)
+        live = callbacks is not None and any(getattr(callbacks, f"on_episode_{hook}") for hook in ("start", "step", "end"))
+        self._live = LiveEpisodes(callbacks, worker, worker_index, env.num_envs) if live and callbacks else None
+        self.episodes: list[EpisodeRecord] = []
+
+    # ---- sampling
+
+    def sample(self, weights: Weights) -> SampleBatch:
+        """One fragment, postprocessed: `[T, B]` in truncate_episodes mode, else whole episodes, padded and masked."""
+        fragment = self.collect(weights)
+        return self.policy.postprocess(weights, fragment, None, jax.random.fold_in(self.key, -1 - self._unroll))
+
+    def collect(self, weights: Weights) -> SampleBatch:
+        """One raw fragment: what the environments gave and the policy did, before postprocessing."""
+        steps, num_envs = self.config.rollout_fragment_length, self.env.num_envs
+        rows = FragmentRows(self.env, self.policy.spec.action_space, steps, filtered=not self.filter.identity)
+        rows.put_raw(0, self._obs)
+        if not self.filter.identity:
+            rows.put_obs(0, self._filtered(self._obs))
+        before = _Before(self._carry[0], self._prev_actions, self._prev_rewards)
+        ended: list[tuple[int, int, Any]] = []
+        fillers: list[np.ndarray] = []
+        actives: list[np.ndarray] = []
+        logps: list[Any] = []
+        active = np.ones(num_envs, bool) if self.complete else None
+        collected = np.zeros(num_envs, np.int64)
+        starts = [self._start]
+        horizon_t = self._tracker.length.copy()
+        i = 0
+        while i < steps if active is None else active.any():
+            rows.reserve(i + 1)
+            actions, logp = self._act(weights, rows.obs_row(i), starts[-1])
+            if logp is not None:
+                logps.append(np.asarray(logp))
+            rows.put_actions(i, actions)
+            env_actions = actions if self._transform is None else self._transform(actions)
+            raw = rows.raw_row(i + 1)
+            env_ended = self.env.step(env_actions, raw, rows.rewards[i], rows.terminateds[i], rows.truncateds[i], active)
+            self._step += 1
+            if self.env.filler_rows:
+                fillers.append(~self.env.filler_mask)
+            if self.config.horizon is not None:
+                env_ended = self._cut_at_horizon(i, rows, raw, env_ended, horizon_t, active)
+            if not self.filter.identity:
+                rows.put_obs(i + 1, self._filtered(raw))
+            ended.extend((i, b, final) for b, final in env_ended)
+            start = self._starts_after(env_ended, fillers)
+            if active is not None:
+                start = start | (starts[-1] & ~active)  # a column that waits still stands before its next episode
+            starts.append(start)
+            if self._live is not None:
+                self._live.step(rows.rewards[i], env_ended, fillers[-1] if fillers else active)
+            if self._reads_previous:
+                self._set_previous(actions, rows.rewards[i], start)
+            if active is not None:
+                actives.append(active)
+                collected += active
+                if env_ended:
+                    active = active.copy()
+                    for b, _ in env_ended:
+                        active[b] = active[b] and collected[b] < steps
+            i += 1
+        if not self._reads_previous:
+            self._set_previous(actions, rows.rewards[i - 1], starts[-1])
+        return self._fragment(rows, i, ended, np.stack(starts), fillers or actives, logps, before)
+
+    def _act(self, weights: Weights, obs: PyTree, start: np.ndarray) -> tuple[PyTree, Any]:
+        reads = self._reads
+        inputs = ActInputs(
+            obs,
+            self._step,
+            self._prev_actions if "prev_actions" in reads else None,
+            self._prev_rewards if "prev_rewards" in reads else None,
+            start if self._recurrent else None,
+        )
+        actions, self._carry, logp = self.policy.act(weights, inputs, self._carry, self.key, self.explore)
+        actions = np.asarray(actions) if isinstance(actions, jax.Array) else jax.tree.map(np.asarray, actions)
+        return actions, logp
+
+    def _filtered(self, raw: PyTree) -> PyTree:
+        return raw if self.filter.identity else self.filter.apply(self.filter_state, raw)
+
+    def _starts_after(self, env_ended: list[tuple[int, Any]], fillers: list[np.ndarray]) -> np.ndarray:
+        if not env_ended and not fillers:
+            return self._no_start
+        if not fillers:
+            start = np.zeros(self.env.num_envs, bool)
+            start[[b for b, _ in env_ended]] = True
+            return start
+        # NEXT_STEP: the row after an end is a filler, and the one after that starts the episode.
+        return ~fillers[-1]
+
+    def _cut_at_horizon(
+        self, i: int, rows: FragmentRows, raw: PyTree, env_ended: list[tuple[int, Any]], horizon_t: np.ndarray, active: Any
+    ) -> list[tuple[int, Any]]:
+        horizon_t += 1 if active is None else active
+        for b, _ in env_ended:
+            horizon_t[b] = 0
+        for b in np.flatnonzero(horizon_t >= self.config.horizon):
+            horizon_t[b] = 0
+            rows.truncateds[i, b] = True
+            if self.config.soft_horizon:
+                final = jax.tree.map(lambda x, b=b: x[b].copy(), raw)
+            else:
+                final = self.env.truncate(int(b), raw)
+            env_ended = [*env_ended, (int(b), final)]
+        return env_ended
+
+    def _set_previous(self, actions: PyTree, rewards: np.ndarray, start: np.ndarray) -> None:
+        self._prev_actions, self._prev_rewards = actions, rewards.astype(np.float32)
+        if start.any():
+            self._prev_actions = jax.tree.map(lambda a: _zeroed(a, start), actions)
+            self._prev_rewards[start] = 0.0
+
+    # ---- the fragment
+
+    def _fragment(
+        self,
+        rows: FragmentRows,
+        steps: int,
+        ended: list[tuple[int, int, Any]],
+        starts: np.ndarray,
+        valid_rows: list[np.ndarray],
+        logps: list[Any],
+        before: _Before,
+    ) -> SampleBatch:
+        num_envs = self.env.num_envs
+        place = self.env.place
+        check_fragment(self.env.observation_space, rows.raw(steps + 1), rows.rewards[:steps], place, first_t=self._tracker.length)
+        last_raw, last_obs, valid = rows.raw_row(steps), rows.obs_row(steps), None
+        if self.masked:
+            valid = np.stack(valid_rows)
+            steps, starts, valid = self._pad(rows, steps, starts, valid)
+            starts[:-1] &= valid
+        rewards = rows.rewards[:steps]
+        index = self._tracker.index(starts)
+        records = self._tracker.finish(rewards, [(i, b) for i, b, _ in ended], valid)
+        self.episodes.extend(records if self._live is None else self._live.complete(records))
+        columns: dict[str, Any] = {
+            "obs": rows.obs(steps),
+            "actions": rows.actions(steps),
+            "rewards": clip_rewards(rewards, self.config.clip_rewards),
+            "terminateds": rows.terminateds[:steps],
+            "truncateds": rows.truncateds[:steps],
+            "t": index.t,
+            "eps_id": index.eps_id,
+            "agent_index": np.zeros((steps, num_envs), np.int32),
+            "unroll_id": np.full((steps, num_envs), self._unroll, np.int32),
+            "last_obs": last_obs,
+        }
+        columns["final_obs"], columns["final_index"] = self._finals(ended, steps)
+        if valid is not None:
+            columns["mask"] = valid
+        if self._recurrent:
+            columns["state_in"] = jax.tree.map(np.asarray, before.state)
+        if logps:
+            columns["action_logp"] = np.zeros((steps, num_envs), np.float32)
+            columns["action_logp"][: len(logps)] = logps
+        reads = self.policy.spec.reads | self._reads
+        if "prev_actions" in reads:
+            columns["prev_actions"] = jax.tree.map(lambda x, p: _shifted(x, p, starts), columns["actions"], before.actions)
+        if "prev_rewards" in reads:
+            columns["prev_rewards"] = _shifted(rewards.astype(np.float32), before.rewards, starts)
+        if self.update_filter:
+            seen = rows.raw(steps)
+            seen = jax.tree.map(lambda x: x[valid] if valid is not None else x.reshape(-1, *x.shape[2:]), seen)
+            self.filter_state = self.filter.update(self.filter_state, seen)
+            self.filter_delta = self.filter.update(self.filter_delta, seen)
+        self._obs = last_raw
+        self._start = starts[-1]
+        self._unroll += 1
+        self.env.end_fragment()
+        return SampleBatch._make(columns, True)
+
+    def _pad(
+        self, rows: FragmentRows, steps: int, starts: np.ndarray, valid: np.ndarray
+    ) -> tuple[int, np.ndarray, np.ndarray]:
+        """Pads a fragment of whole episodes to a bucketed length, so that few lengths are ever compiled."""
+        length = self.config.rollout_fragment_length
+        total = steps if steps == length else max(length, 1 << (steps - 1).bit_length())
+        rows.reserve(total)
+        starts = np.concatenate([starts, np.repeat(starts[-1:], total - steps, axis=0)])
+        valid = np.concatenate([valid, np.zeros((total - steps, valid.shape[1]), bool)])
+        return total, starts, valid
+
+    def _finals(self, ended: list[tuple[int, int, Any]], steps: int) -> tuple[PyTree, np.ndarray]:
+        # Two sizes only, and never smaller again: each new size compiles what reads it anew.
+        num_envs = self.env.num_envs
+        slots = max(self._final_slots, num_envs, steps * num_envs // 16)
+        if len(ended) > slots:
+            slots = steps * num_envs
+        self._final_slots = slots
+        final_obs = empty_rows(self.env.observation_space, slots)
+        index = np.full((slots, 2), FINAL_PAD, np.int32)
+        index[:, 1] = 0
+        if ended:
+            finals = jax.tree.map(lambda *x: np.stack(x), *(final for _, _, final in ended))
+            finals = self._filtered(finals)
+
+            def put(into: np.ndarray, values: np.ndarray) -> np.ndarray:
+                into = into if into.dtype == values.dtype else into.astype(values.dtype)
+                into[: len(ended)] = values
+                return into
+
+            final_obs = jax.tree.map(put, final_obs, finals)
+            index[: len(ended)] = [(i, b) for i, b, _ in ended]
+        return final_obs, index
+
+    # ---- state
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the sampler stands: environments, carry, filter statistics, episodes in progress."""
+        return {
+            "envs": self.env.get_state(),
+            "carry": jax.tree.leaves(jax.tree.map(np.asarray, self._carry)),
+            "step": self._step,
+            "unroll": self._unroll,
+            "start": self._start,
+            "prev_actions": jax.tree.leaves(self._prev_actions),
+            "prev_rewards": self._prev_rewards,
+            "final_slots": self._final_slots,
+            "tracker": self._tracker.get_state(),
+            "filter": jax.tree.leaves(self.filter_state),
+            "filter_delta": jax.tree.leaves(self.filter_delta),
+            "episodes": [list(e[:2]) for e in self.episodes],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from what `get_state` returned; environments that do not come back exactly start a fresh episode."""
+        restored = self.env.set_state(state["envs"])
+        fresh = ~np.asarray(restored, bool)
+        self._obs = self.env.observations()
+        self._carry = _refill(self._carry, state["carry"])
+        self._step, self._unroll = int(state["step"]), int(state["unroll"])
+        self._start = np.asarray(state["start"], bool) | fresh
+        self._prev_actions = _refill(self._prev_actions, state["prev_actions"])
+        self._prev_rewards = np.asarray(state["prev_rewards"], np.float32)
+        self._set_previous(self._prev_actions, self._prev_rewards, self._start)
+        self._final_slots = int(state["final_slots"])
+        self._tracker.set_state(state["tracker"], restored)
+        self.filter_state = _refill(self.filter_state, state["filter"])
+        self.filter_delta = _refill(self.filter_delta, state["filter_delta"])
+        self.episodes = [EpisodeRecord(*record) for record in state["episodes"]]
+
+
+class _Before(NamedTuple):
+    """What stood before a fragment's first row: model state, previous actions and rewards."""
+
+    state: PyTree
+    actions: PyTree
+    rewards: np.ndarray
+
+
+def _zeroed(x: np.ndarray, where: np.ndarray) -> np.ndarray:
+    x = np.array(x)
+    x[where] = 0
+    return x
+
+
+def env_seeds(seed: int, worker_index: int, num_envs: int) -> list[int]:
+    """Seeds of a worker's environments: different for every worker and environment, the same for every run with `seed`."""
+    return [int(s) for s in np.random.SeedSequence([seed, worker_index]).generate_state(num_envs)]
+
+
+def _shifted(column: np.ndarray, previous: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The column one row later: `previous` in row 0, zeros where an episode starts."""
+    out = np.concatenate([np.asarray(previous)[None].astype(column.dtype), column[:-1]])
+    out[starts[:-1]] = 0
+    return out
+
+
+def _refill(template: PyTree, leaves: list[Any]) -> PyTree:
+    """`template` with other leaves, in its order."""
+    return jax.tree.unflatten(jax.tree.structure(template), [x if isinstance(x, float) else np.asarray(x) for x in leaves])
