@@ -6,6 +6,7 @@ import collections.abc
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -203,7 +204,7 @@ def unknown_key(key: Any, known: Mapping[str, Any], retired: Mapping[str, tuple[
 @functools.cache
 def specs_of(cls: type) -> Mapping[str, FieldSpec]:
     """Returns the options of a dataclass by border key, in the order of its fields."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     specs = {}
     for field in _init_fields(cls):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
@@ -249,6 +250,17 @@ def short(value: Any) -> str:
 
 
 MISSING = dataclasses.MISSING
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls, include_extras=True)
+    except NameError:
+        # dataclasses.make_dataclass leaves annotations as text of the base class's module, in a class of another module.
+        names: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            names.update(vars(sys.modules[base.__module__]))
+        return typing.get_type_hints(cls, globalns=names, include_extras=True)
 
 
 def _init_fields(cls: Any) -> list[dataclasses.Field[Any]]:

@@ -27,6 +27,7 @@ from jaxrl.coercion import (
 )
 from jaxrl.coercion import build as _build
 from jaxrl.config_json import decode, encode
+from jaxrl.registry import did_you_mean
 from jaxrl.retired import RETIRED
 from jaxrl.types import ConfigError
 
@@ -37,6 +38,7 @@ __all__ = [
     "coerce",
     "deep_update",
     "describe",
+    "did_you_mean",
     "fill_holes",
     "from_json",
     "load_yaml",

@@ -198,13 +198,15 @@ def _flatten(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def _format(value: Any, precision: int) -> str:
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0):
-        numbers = [
-            item for item in np.ravel(np.asarray(value, dtype=object)) if isinstance(item, (int, float, np.number))
-        ]
+        numbers = [float(item) for item in np.ravel(np.asarray(value, dtype=object)) if _is_number(item)]
         return f"{len(value)} values" + (f", mean {_mean(numbers):.{precision}g}" if numbers else "")
     if isinstance(value, (float, np.floating)):
         return f"{float(value):.{precision}g}"
     return str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number))
 
 
 def _summarize_custom(custom: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -1,0 +1,56 @@
+# Every target sets up .venv by itself: nothing but Python >= 3.11 and make has to be there.
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RESULTS := results
+
+.DEFAULT_GOAL := help
+.PHONY: help venv train test test-learning lint format typecheck notebooks check bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+venv: $(STAMP) ## set up .venv
+
+# The stamp is newer than pyproject.toml as long as what is installed is what it asks for.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jaxrl needs Python >= 3.11, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+train: $(STAMP) ## train PPO on CartPole-v1 until it is solved, with a checkpoint and a learning curve
+	$(BIN)/jaxrl train -f tuned_examples/ppo/cartpole-ppo.yaml --checkpoint-at-end --storage-path $(RESULTS)
+	$(BIN)/jaxrl plot $(RESULTS) --out $(RESULTS)/cartpole-ppo.png
+
+test: $(STAMP) ## run the tests (learning runs excepted)
+	$(BIN)/python -m pytest -q -m "not learning" -n $(JOBS) --dist loadfile
+
+test-learning: $(STAMP) ## run the learning runs too: each algorithm to its threshold
+	$(BIN)/python -m pytest -q -m learning --timeout 3600
+
+lint: $(STAMP) ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## fix style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(STAMP) ## check types
+	$(BIN)/pyright
+
+notebooks: $(STAMP) ## run every notebook from top to bottom
+	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout 1200 --timeout 1500 notebooks
+
+check: lint typecheck test notebooks ## all of it
+
+bench: $(STAMP) ## measure speed (see benchmarks/README.md)
+	$(BIN)/python benchmarks/run.py
+
+clean: ## remove everything that was made, .venv included
+	rm -rf $(VENV) $(RESULTS) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
