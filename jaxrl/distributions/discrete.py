@@ -23,15 +23,15 @@ from jaxrl.types import Array
 
 
 def _shifted(logits: Array) -> tuple[Array, Array]:
-    """Logits minus their maximum, and the log-normaliser `[..., 1]` of those: more exact than subtracting a logsumexp."""
+    """Logits minus their maximum, and the log-normaliser `[..., 1]` of those: more exact than a logsumexp."""
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     return shifted, jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True))
 
 
 def _log_prob(logits: Array, index: Array) -> Array:
     shifted, log_z = _shifted(logits)
-    # A comparison with iota rather than a gather, whose gradient is a scatter: 37 against 42 us forward and backward for
-    # [256, 18] logits inside jit on 2 CPU cores, 245 against 386 for [256, 1000], and vmap has nothing to batch.
+    # A comparison with iota rather than a gather, whose gradient is a scatter: 37 against 42 us forward and backward
+    # for [256, 18] logits inside jit on 2 CPU cores, 245 against 386 for [256, 1000], and vmap has nothing to batch.
     chosen = jnp.asarray(index)[..., None] == jnp.arange(logits.shape[-1])
     return jnp.sum(jnp.where(chosen, shifted, 0.0), axis=-1) - log_z[..., 0]
 
@@ -104,8 +104,8 @@ class MultiCategorical:
     """Independent categoricals, one per component of a MultiDiscrete action.
 
     Attributes:
-        logits: `[..., K, max(nvec)]`; entries past a component's size hold `MASK_VALUE`, hence probability 0. One padded
-            array costs a fixed number of XLA kernels however many components there are.
+        logits: `[..., K, max(nvec)]`; entries past a component's size hold `MASK_VALUE`, hence probability 0. One
+            padded array costs a fixed number of XLA kernels however many components there are.
         event_shape: shape of one action (static).
         start: number of each component's first action, flat, `K` ints (static).
     """
@@ -214,7 +214,7 @@ def categorical(n: int, start: int = 0) -> DistClass:
 
 @functools.cache
 def multi_categorical(nvec: tuple[int, ...], event_shape: tuple[int, ...], start: tuple[int, ...]) -> DistClass:
-    """Class of `MultiCategorical`; inputs are the components' logits, concatenated: `[..., sum(nvec)]`, and so is the mask.
+    """Class of `MultiCategorical`; inputs `[..., sum(nvec)]` are the components' logits, concatenated, as is the mask.
 
     Args:
         nvec: number of choices of each component, flat.

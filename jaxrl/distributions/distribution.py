@@ -1,4 +1,4 @@
-"""The interface of a distribution, the class of one (`DistClass`), and what all families share: shapes, dtypes, masks."""
+"""The interface of distributions, their class (`DistClass`), and what all families share: shapes, dtypes, masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ size are 1 apart, so that ratios `exp(log p - log q)` of masked actions in paddi
 
 
 class Distribution(Protocol):
-    """Value of a distribution over actions: a frozen pytree with batch shape `[...]`; every method works under jit, vmap, grad.
+    """A distribution over actions with batch shape `[...]`: a frozen pytree that works under jit, vmap and grad.
 
     `log_prob`, `entropy` and `kl` sum over the event (the axes of one action) and return `[...]`. Actions may have more
     leading axes than the distribution: they broadcast.
@@ -36,7 +36,7 @@ class Distribution(Protocol):
         ...
 
     def sample_and_log_prob(self, key: Array) -> tuple[PyTree, Array]:
-        """Draws actions and their log-probability `[...]`, more exactly than `log_prob(sample(key))` where a bijector saturates."""
+        """Draws actions and their log-probability `[...]`, exact where `log_prob` has to invert tanh."""
         ...
 
     def mode(self) -> PyTree:
@@ -72,8 +72,8 @@ class DistClass(NamedTuple):
         name: name for messages and summaries.
         input_size: `D`, the size of the last axis of the inputs, which is what the model has to emit.
         from_inputs: inputs `[..., D]` -> distribution with batch shape `[...]`.
-        mask_inputs: `(inputs [..., D], action_mask) -> inputs` under which masked actions have probability 0; None where
-            masks mean nothing (continuous actions).
+        mask_inputs: `(inputs [..., D], action_mask) -> inputs` under which masked actions have probability 0; None
+            where masks mean nothing (continuous actions).
     """
 
     name: str
@@ -87,7 +87,7 @@ class DistClass(NamedTuple):
 
 
 def as_inputs(name: str, inputs: Any, size: int) -> Array:
-    """Checks that inputs are floats `[..., size]` and widens half precision, whose log-probabilities are too coarse to compare.
+    """Checks that inputs are `[..., size]`, and widens half precision (too coarse to compare log-probabilities in).
 
     Args:
         name: the family, for the message.
@@ -103,7 +103,8 @@ def as_inputs(name: str, inputs: Any, size: int) -> Array:
     inputs = jnp.asarray(inputs)
     if inputs.ndim == 0 or inputs.shape[-1] != size:
         raise ValueError(
-            f"{name}: expected inputs [..., {size}], got shape {inputs.shape}; the model has to emit dist_class.input_size numbers"
+            f"{name}: expected inputs [..., {size}], got shape {inputs.shape}; "
+            "the model has to emit dist_class.input_size numbers"
         )
     return inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
 
@@ -138,9 +139,9 @@ def flatten_event(actions: Any, event_shape: tuple[int, ...]) -> Array:
     actions = jnp.asarray(actions)
     if len(event_shape) == 1:
         return actions
-    return actions.reshape(actions.shape[: actions.ndim - len(event_shape)] + (math.prod(event_shape),))
+    return actions.reshape((*actions.shape[: actions.ndim - len(event_shape)], math.prod(event_shape)))
 
 
 def unflatten_event(actions: Array, event_shape: tuple[int, ...]) -> Array:
     """Reshapes `[..., A]` to actions `[..., *event_shape]`."""
-    return actions if len(event_shape) == 1 else actions.reshape(actions.shape[:-1] + event_shape)
+    return actions if len(event_shape) == 1 else actions.reshape((*actions.shape[:-1], *event_shape))

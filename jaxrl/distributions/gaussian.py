@@ -1,7 +1,7 @@
 """Gaussian families for Box actions: `DiagGaussian`, and `SquashedGaussian`, which stays within finite bounds.
 
-Both take inputs `[..., 2A]`: means, then log standard deviations. Whether the latter depend on the observation or are free
-parameters is the model's matter.
+Both take inputs `[..., 2A]`: means, then log standard deviations. Whether the latter depend on the observation or are
+free parameters is the model's matter.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ LOG_STD_RANGE = (-20.0, 2.0)
 """Range that `SquashedGaussian` clips log standard deviations to (Haarnoja et al. 2018's code, RLlib): a wider Gaussian
 only saturates tanh."""
 
-# Farthest from 0 that a squashed action is inverted at: atanh(1 - 1e-6) = 7.25. Actions on the bounds would give infinity.
+# Farthest from 0 that a squashed action is inverted at: atanh(1 - 1e-6) = 7.25. Actions on the bounds would give
+# infinity.
 _MAX_TANH = 1.0 - 1e-6
 
-# Nodes z and weights of E[f(Z)] = sum w f(z) for a standard normal Z.
-_HERMITE_NODES, _HERMITE_WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
-_HERMITE_NODES = _HERMITE_NODES.astype(np.float32)
-_HERMITE_WEIGHTS = (_HERMITE_WEIGHTS / math.sqrt(2.0 * math.pi)).astype(np.float32)
+# Nodes z and weights w of E[f(Z)] = sum w f(z) for a standard normal Z: the trapezoidal rule, whose error for analytic
+# f falls exponentially with the spacing. For log(1 - tanh^2) at std e^2 it is 3e-4 nats, where the 32 and 64 nodes of
+# Gauss-Hermite, which lie farther apart near 0, leave 8e-2 and 2e-2.
+_NODES = np.linspace(-6.0, 6.0, 64, dtype=np.float32)
+_WEIGHTS = np.exp(-0.5 * _NODES**2) / np.sum(np.exp(-0.5 * _NODES**2))
 
 
 def _log_prob(x: Array, mean: Array, log_std: Array) -> Array:
@@ -102,8 +104,8 @@ class SquashedGaussian:
     """Gaussian through tanh, scaled to `[low, high]`: `a = mid + half * tanh(u)`, `u ~ N(mean, std)`.
 
     Haarnoja et al. 2018, Soft Actor-Critic, https://arxiv.org/abs/1801.01290, appendix C, equation 21:
-    `log p(a) = log N(u) - sum log |da/du|`, here with `log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))`, which is exact
-    and stable for every `u`.
+    `log p(a) = log N(u) - sum log |da/du|`, here with `log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))`, which is
+    exact and stable for every `u`.
 
     Attributes:
         mean: mean of `u`, `[..., A]`.
@@ -125,16 +127,16 @@ class SquashedGaussian:
         return self.mean.shape[:-1]
 
     def sample(self, key: Array) -> Array:
-        """Draws actions `[..., *event_shape]` within the bounds, differentiable in mean and log_std (reparameterised)."""
+        """Draws actions `[..., *event_shape]` within the bounds, differentiable in mean and log_std."""
         return self._squash(self._sample_u(key))
 
     def sample_and_log_prob(self, key: Array) -> tuple[Array, Array]:
-        """Draws actions `[..., *event_shape]` and their log-density `[...]`, which is exact even where tanh has saturated."""
+        """Draws actions `[..., *event_shape]` and their log-density `[...]`, exact even where tanh saturates."""
         u = self._sample_u(key)
         return self._squash(u), self._log_prob_u(u)
 
     def mode(self) -> Array:
-        """The squashed mean, `[..., *event_shape]`: the median of each dimension (the density's peak has no closed form)."""
+        """The squashed mean, `[..., *event_shape]`: each dimension's median (the peak has no closed form)."""
         return self._squash(self.mean)
 
     def log_prob(self, actions: Any) -> Array:
@@ -150,11 +152,12 @@ class SquashedGaussian:
     def entropy(self) -> Array:
         """Differential entropy `[...]` in nats: that of the Gaussian plus `E[log |da/du|]`.
 
-        The expectation has no closed form. It is taken by Gauss-Hermite quadrature with 32 nodes per dimension, which is
-        deterministic and differentiable: within 1e-5 nats up to a standard deviation of 1, 1e-2 at the largest one (e^2).
+        The expectation has no closed form. It is taken by quadrature with 64 nodes per dimension, which is
+        deterministic and differentiable: exact to float32 up to a standard deviation of e, within 1e-3 nats at the
+        largest one (e^2).
         """
-        u = self.mean[..., None] + jnp.exp(self.log_std)[..., None] * _HERMITE_NODES
-        log_det = jnp.sum(_log_det_tanh(u) * _HERMITE_WEIGHTS, axis=-1) + self._log_half()
+        u = self.mean[..., None] + jnp.exp(self.log_std)[..., None] * _NODES
+        log_det = jnp.sum(_log_det_tanh(u) * _WEIGHTS, axis=-1) + self._log_half()
         return jnp.sum(self.log_std + 0.5 + _HALF_LOG_2PI + log_det, axis=-1)
 
     def kl(self, other: SquashedGaussian) -> Array:
@@ -183,7 +186,7 @@ def _log_det_tanh(u: Array) -> Array:
 
 @functools.cache
 def diag_gaussian(event_shape: tuple[int, ...]) -> DistClass:
-    """Class of `DiagGaussian` over actions of this shape; inputs `[..., 2A]` are means, then log standard deviations."""
+    """Class of `DiagGaussian` over actions of this shape; inputs `[..., 2A]` are means, then log-stds."""
     size = 2 * math.prod(event_shape)
 
     def from_inputs(inputs: Array) -> DiagGaussian:

@@ -1,4 +1,4 @@
-"""The algebra of loss terms: a term is a loss function with named default coeffs, and a weighted sum of terms is a term."""
+"""The algebra of loss terms: a term is a loss function with named coeffs, and a weighted sum of terms is a term."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ class Term:
 
     Attributes:
         fn: `(params, batch, ctx) -> scalar or (scalar, LearnOutput)`.
-        coeffs: default of each number that `fn` reads from `ctx.coeffs`. A policy copies these into its train state, where training,
-            schedules and Tune change them without a recompile.
+        coeffs: default of each number that `fn` reads from `ctx.coeffs`. A policy copies these into its train state,
+            where training, schedules and Tune change them without a recompile.
         name: what messages call it.
     """
 
     fn: LossFn
     coeffs: Mapping[str, float]
     name: str
+
+    def __repr__(self) -> str:
+        """Shows the name and the coeffs, as one would write the call."""
+        return f"{self.name}({', '.join(f'{key}={value!r}' for key, value in self.coeffs.items())})"
 
     def __call__(self, params: Params, batch: Any, ctx: LossContext) -> Any:
         """Returns the loss, a scalar or `(scalar, LearnOutput)`."""
@@ -38,8 +42,8 @@ def term(fn: LossFn, /, **coeffs: float) -> Term:
 
     Args:
         fn: `(params, batch, ctx) -> scalar or (scalar, LearnOutput(metrics, rows))`. It reads its numbers with
-            `coeff(ctx, name)` (or `ctx.coeffs[name]`), where they are traced. In a `weighted_sum` its value becomes a metric named
-            after it, unless its own metrics have that name.
+            `coeff(ctx, name)` (or `ctx.coeffs[name]`), where they are traced. In a `weighted_sum` its value becomes a
+            metric named after it, unless its own metrics have that name.
         **coeffs: default of each number.
 
     Returns:
@@ -80,8 +84,8 @@ def coeff(ctx: LossContext, name: str) -> Array:
         return ctx.coeffs[name]
     except KeyError:
         raise LossError(
-            f"ctx.coeffs has no {name!r}; it has {sorted(ctx.coeffs)}. Give it a default with losses.term(fn, {name}=...), "
-            "or name it in the policy's coeffs"
+            f"ctx.coeffs has no {name!r}; it has {sorted(ctx.coeffs)}. "
+            f"Give it a default with losses.term(fn, {name}=...), or name it in the policy's coeffs"
         ) from None
 
 
@@ -113,8 +117,8 @@ def split_output(output: Any, where: str) -> tuple[Array, LearnOutput]:
 def weighted_sum(**terms: tuple[float, LossFn]) -> Term:
     """Adds up loss terms.
 
-    Each weight is the coeff `{name}_coeff`, so that it can change while training, like the terms' own coeffs. Metrics are each
-    term's (unweighted) value by its name, the terms' own metrics, which take precedence over that, and
+    Each weight is the coeff `{name}_coeff`, so that it can change while training, like the terms' own coeffs. Metrics
+    are each term's (unweighted) value by its name, the terms' own metrics, which take precedence over that, and
     `total_loss`. Rows of the terms are merged.
 
     Args:
@@ -124,13 +128,16 @@ def weighted_sum(**terms: tuple[float, LossFn]) -> Term:
         The sum as a term, whose coeffs are the weights and the terms' coeffs.
 
     Raises:
-        LossError: if two coeffs have one name or an entry is no `(weight, loss_fn)`; when called, if two metrics or rows have one
-            name, a term's value is no scalar, or `ctx.coeffs` lacks a coeff.
+        LossError: if two coeffs have one name or an entry is no `(weight, loss_fn)`; when called, if two metrics or
+            rows have one name, a term's value is no scalar, or `ctx.coeffs` lacks a coeff.
 
     Example:
         ```python
         loss_fn = weighted_sum(
-            surrogate=(1.0, clipped_surrogate(clip_param=0.2)), vf_loss=(0.5, value_error()), entropy=(0.01, entropy_bonus()))
+            surrogate=(1.0, clipped_surrogate(clip_param=0.2)),
+            vf_loss=(0.5, value_error()),
+            entropy=(0.01, entropy_bonus()),
+        )
         loss_fn.coeffs  # {"surrogate_coeff": 1.0, "clip_param": 0.2, "vf_loss_coeff": 0.5, "entropy_coeff": 0.01}
         ```
     """
@@ -150,7 +157,7 @@ def weighted_sum(**terms: tuple[float, LossFn]) -> Term:
             rows.add(name, extra.rows)
         return total, LearnOutput({**metrics.values, TOTAL_LOSS: total}, rows.values)
 
-    return Term(loss_fn, coeffs, f"weighted_sum({', '.join(terms)})")
+    return Term(loss_fn, coeffs, "weighted_sum")
 
 
 def _union_of_coeffs(terms: Mapping[str, Any]) -> dict[str, float]:
@@ -175,6 +182,7 @@ class _Named:
         for key, value in values.items():
             if key in self.values:
                 raise LossError(
-                    f"weighted_sum: the {self.kind} {key!r} comes from {self._origin[key]} and from {origin}; rename one of them"
+                    f"weighted_sum: the {self.kind} {key!r} comes from {self._origin[key]} and from {origin}; "
+                    "rename one of them"
                 )
             self.values[key], self._origin[key] = value, origin

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxrl.losses.algebra import Term, coeff, term
 from jaxrl.types import Array, LearnOutput, LossContext, Params
 
-# exp(20) = 5e8 is far past any clip. Beyond it a single far-off row would overflow to infinity and make the gradient NaN
-# even where the clip is what counts (0 * inf).
+# exp(20) = 5e8 is far past any clip. Beyond it a single far-off row would overflow to infinity and make the gradient
+# NaN even where the clip is what counts (0 * inf).
 _MAX_LOG_RATIO = 20.0
 
 
@@ -41,9 +41,9 @@ def reinforce() -> Term:
 def advantage_policy_gradient() -> Term:
     """Advantage actor-critic's policy term, `-mean(log pi(a_t | s_t) * stop_gradient(A_t))`.
 
-    Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 4. The value of `reinforce`, but safe where the advantages
-    depend on the parameters (a critic evaluated within the loss). A mean over rows, where RLlib's A3C takes a sum: the
-    learning rate does not depend on the batch size.
+    Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 4. The value of `reinforce`, but safe where the
+    advantages depend on the parameters (a critic evaluated within the loss). A mean over rows, where RLlib's A3C
+    takes a sum: the learning rate does not depend on the batch size.
 
     Returns:
         A term reading `obs`, `actions` and `advantages`.
@@ -85,8 +85,8 @@ def clipped_surrogate(clip_param: float = 0.3) -> Term:
 def kl_penalty() -> Term:
     """Mean KL divergence of the new policy from the behaviour policy, `mean(KL(pi_old(. | s_t) || pi(. | s_t)))`.
 
-    Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 8; its adaptive weight is the coeff that the weighted
-    sum makes of it, changed by the algorithm's update function.
+    Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 8; its adaptive weight is the coeff that the
+    weighted sum makes of it, changed by the algorithm's update function.
 
     Returns:
         A term reading `obs` and `action_dist_inputs`, with the metric `kl`.
@@ -107,8 +107,8 @@ def entropy_bonus() -> Term:
     Williams and Peng 1991, https://doi.org/10.1080/09540099108946587.
 
     Returns:
-        A term reading `obs`. Its metric `entropy` is the mean entropy itself, positive as RLlib reports it; in a weighted
-        sum it takes the place of the negated value if the term is named `entropy`.
+        A term reading `obs`. Its metric `entropy` is the mean entropy itself, positive as RLlib reports it; in a
+        weighted sum it takes the place of the negated value if the term is named `entropy`.
     """
 
     def entropy_bonus(params: Params, batch: Any, ctx: LossContext) -> tuple[Array, LearnOutput]:

@@ -1,10 +1,10 @@
 """Returns and advantages: reverse recursions over axis 0 (time), with any trailing axes.
 
-Conventions, after rlax: `_t` is the row itself, `_tp1` what comes after it. `v_tp1` is the value of the row's *true* successor (at a
-time limit that of the final observation, never of the next episode's first one), so that the caller alone decides what to
-bootstrap from. `terminated_t` ends the future; `ended_t` (terminated or truncated) ends the recursion. The last row of a
-fragment bootstraps from its `v_tp1` as a truncated one does. Rows where `mask` is False are absent: the recursion
-passes through them unchanged, and their result is 0.
+Conventions, after rlax: `_t` is the row itself, `_tp1` what comes after it. `v_tp1` is the value of the row's *true*
+successor (at a time limit that of the final observation, never of the next episode's first one), so that the caller
+alone decides what to bootstrap from. `terminated_t` ends the future; `ended_t` (terminated or truncated) ends the
+recursion. The last row of a fragment bootstraps from its `v_tp1` as a truncated one does. Rows where `mask` is False
+are absent: the recursion passes through them unchanged, and their result is 0.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def discounted_returns(
         terminated_t: bool `[T, ...]`.
         ended_t: bool `[T, ...]`.
         discount: scalar or `[T, ...]`.
-        v_tp1: values of the true successors `[T, ...]`, read where an episode is truncated and at the last row; None for
-            no bootstrap: rewards after the cut count as 0.
+        v_tp1: values of the true successors `[T, ...]`, read where an episode is truncated and at the last row; None
+            for no bootstrap: rewards after the cut count as 0.
         mask: bool `[T, ...]` or None.
 
     Returns:

@@ -40,8 +40,8 @@ def standardize(x: Any, mask: Any = None, eps: float = 1e-4) -> Any:
 def explained_variance(y: Array, pred: Array, batch: Any) -> Array:
     """Share of the variance of `y` that `pred` explains: `max(-1, 1 - var(y - pred) / var(y))`.
 
-    1 is perfect, 0 no better than a constant. If `y` is constant over the batch, so that nothing is there to explain, the
-    result is 1 for a prediction that is right up to a constant and -1 otherwise.
+    1 is perfect, 0 no better than a constant. If `y` is constant over the batch, so that nothing is there to explain,
+    the result is 1 for a prediction that is right up to a constant and -1 otherwise.
 
     Args:
         y: what was to be predicted, one value per row of `batch`.

@@ -1,4 +1,4 @@
-"""Value-function terms: squared error, and PPO's clipped squared error (neither has a factor 1/2: that is the weight's matter)."""
+"""Value-function terms: squared error and PPO's clipped squared error, without a factor 1/2 (the weight's matter)."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def clipped_value_error(vf_clip_param: float = 10.0) -> Term:
     """Squared error of a value function that may move by `vf_clip_param` only.
 
     Schulman et al. 2016's code, as in RLlib's PPO:
-    `mean(max((V - G)^2, (V_old + clip(V - V_old, -vf_clip_param, vf_clip_param) - G)^2))`. Since the clip has the scale of returns, it
-    has to be chosen with the rewards.
+    `mean(max((V - G)^2, (V_old + clip(V - V_old, -vf_clip_param, vf_clip_param) - G)^2))`. Since the clip has the
+    scale of returns, it has to be chosen with the rewards.
 
     Args:
         vf_clip_param: the largest change of a value that the loss rewards; a coeff.
