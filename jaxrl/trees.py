@@ -1,8 +1,8 @@
 """Pytrees: stacking, paths and sizes, and their way to files and back without pickle.
 
-A checkpoint is JSON for structure and safetensors for arrays. `encode`/`decode` carry nested Python values whose structure
-the reader does not know (buffers, environment states); `flatten_with_paths`/`restore_like` carry those whose structure comes
-from code (a TrainState), and check it.
+A checkpoint is JSON for structure and safetensors for arrays. `encode`/`decode` carry nested Python values whose
+structure the reader does not know (buffers, environment states); `flatten_with_paths`/`restore_like` carry those whose
+structure comes from code (a TrainState), and check it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxrl.types import CheckpointError, PyTree
 
 def is_key(x: Any) -> bool:
     """True if `x` is an array of typed PRNG keys."""
-    return isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def to_numpy(tree: PyTree) -> PyTree:
@@ -63,7 +63,7 @@ def concat(trees: Sequence[PyTree], axis: int = 0) -> PyTree:
 def first_nonfinite(tree: PyTree) -> str | None:
     """Path of the first floating leaf that holds NaN or infinity, None if all are finite (reads values: host only)."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if is_key(leaf) or not hasattr(leaf, "dtype") and not isinstance(leaf, float | complex):
+        if is_key(leaf) or not isinstance(leaf, np.ndarray | np.generic | jax.Array | float):
             continue
         if jnp.issubdtype(getattr(leaf, "dtype", np.float64), jnp.inexact) and not np.isfinite(np.asarray(leaf)).all():
             return path_string(path)
@@ -134,8 +134,8 @@ def restore_like(template: PyTree, flat: Mapping[str, Any], where: str) -> PyTre
     if problems:
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(
-            f"{where}: {len(problems)} of the stored arrays do not fit what this configuration builds; restore with the "
-            "configuration (model, optimizer, environment) that saved it:\n  " + "\n  ".join(problems[:10]) + more
+            f"{where}: {len(problems)} of the stored arrays do not fit what this configuration builds; restore with "
+            "the configuration (model, optimizer, environment) that saved it:\n  " + "\n  ".join(problems[:10]) + more
         )
     leaves, structure = jax.tree.flatten(template)
     values = [_as_template(leaf, flat[path]) for leaf, path in zip(leaves, expected, strict=True)]
@@ -155,7 +155,7 @@ def _as_template(leaf: Any, value: Any) -> Any:
         return type(leaf)(np.asarray(value).item())
     if isinstance(leaf, np.generic):
         return np.asarray(value)[()]
-    return np.asarray(value) if isinstance(leaf, np.ndarray) else jnp.asarray(value)
+    return np.asarray(value) if isinstance(leaf, np.ndarray) else jnp.array(value)
 
 
 # ---------------------------------------------------------------- JSON and arrays
@@ -176,7 +176,7 @@ def register_codec(type_: type, to_tree: Callable[[Any], Any], from_tree: Callab
     Args:
         type_: the class; exact type, subclasses are not covered.
         to_tree: value to a tree that `encode` knows.
-        from_tree: that tree, with NumPy arrays, back to a value; may raise KeyError, TypeError or ValueError for damage.
+        from_tree: that tree, with NumPy arrays, back to a value; KeyError, TypeError and ValueError mean damage.
     """
     name = type_.__name__
     if name in _CODECS and _CODECS[name].type is not type_:
@@ -234,8 +234,8 @@ def _encode(value: Any, path: tuple[str, ...], arrays: dict[str, Any]) -> Any:
         arrays[name] = value
         return {"$scalar" if isinstance(value, np.generic) else "$array": name}
     raise TypeError(
-        f"encode: {_where(path)} is a {type(value).__module__}.{type(value).__qualname__}, expected None, bool, int, float, "
-        "str, list, tuple, dict, array or PRNG key; turn it into these, or register_codec its type"
+        f"encode: {_where(path)} is a {type(value).__module__}.{type(value).__qualname__}, expected None, bool, int, "
+        "float, str, list, tuple, dict, array or PRNG key; turn it into these, or register_codec its type"
     )
 
 
@@ -272,7 +272,7 @@ def _decode(node: Any, arrays: Mapping[str, Any]) -> Any:
         )
     content = node[mark]
     if mark in ("$array", "$scalar"):
-        if content not in arrays:
+        if not isinstance(content, str) or content not in arrays:
             raise CheckpointError(f"checkpoint names the array {content!r}, which is not among the stored arrays")
         value = arrays[content]
         return value if is_key(value) else np.asarray(value)[()] if mark == "$scalar" else np.asarray(value)

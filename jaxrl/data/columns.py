@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax.core import Tracer
 
 from jaxrl.types import COLUMNS, LossError, PyTree
 
@@ -19,9 +21,11 @@ STATE_IN, LAST_OBS, FINAL_OBS, FINAL_INDEX, MASK = "state_in", "last_obs", "fina
 STRUCTURAL = frozenset({STATE_IN, LAST_OBS, FINAL_OBS, FINAL_INDEX})
 
 _SMALL_DTYPES = frozenset(
-    np.dtype(d)
-    for d in (bool, "i1", "u1", "i2", "u2", "i4", "u4", "f2", "f4", ml_dtypes.bfloat16)
-    + (ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
+    np.dtype(dtype)
+    for dtype in (
+        *(np.bool_, np.int8, np.int16, np.int32, np.uint8, np.uint16, np.uint32, np.float16, np.float32),
+        *(ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2),
+    )
 )
 
 
@@ -44,7 +48,7 @@ def backend(*trees: PyTree) -> Any:
 
 def is_tracer(x: Any) -> bool:
     """True if `x` is an abstract value inside a JAX transformation."""
-    return isinstance(x, jax.core.Tracer)
+    return isinstance(x, Tracer)
 
 
 def map_leaves(fn: Any, column: PyTree) -> PyTree:
@@ -173,18 +177,20 @@ def _describe(array: Any) -> str:
 # ---------------------------------------------------------------- derived columns
 
 
+def read(columns: Mapping[str, PyTree], name: str) -> PyTree:
+    """The stored or derived column `name`; UnknownColumnError if there is neither."""
+    if name in columns:
+        return columns[name]
+    if derivable(columns, name):
+        return columns["terminateds"] | columns["truncateds"] if name == "dones" else successors(columns)
+    raise unknown_column(name, columns)
+
+
 def derivable(columns: Mapping[str, PyTree], name: str) -> bool:
     """True if `name` is a derived column whose sources are all in `columns`."""
     if name == "dones":
         return "terminateds" in columns and "truncateds" in columns
     return name == "new_obs" and "obs" in columns and LAST_OBS in columns
-
-
-def derive(columns: Mapping[str, PyTree], name: str) -> PyTree:
-    """Computes the derived column `name` (`dones` or `new_obs`)."""
-    if name == "dones":
-        return columns["terminateds"] | columns["truncateds"]
-    return successors(columns)
 
 
 def next_valid(mask: Any) -> Any:
@@ -201,8 +207,8 @@ def next_valid(mask: Any) -> Any:
 def successors(columns: Mapping[str, PyTree]) -> PyTree:
     """True successor observation of each row, `[T, B, ...]`.
 
-    It is the observation of the column's next valid row, `last_obs` after its last one, and the stored final observation
-    where an episode ended, so that no reset observation ever stands in for a successor.
+    It is the observation of the column's next valid row, `last_obs` after its last one, and the stored final
+    observation where an episode ended, so that no reset observation ever stands in for a successor.
     """
     mask = columns.get(MASK)
     following = None if mask is None else next_valid(mask)[1:]
@@ -226,7 +232,7 @@ def successors(columns: Mapping[str, PyTree]) -> PyTree:
 
 
 def observation_at(columns: Mapping[str, PyTree], ends: list[int]) -> PyTree:
-    """Observation of the first valid row at or after each of the rows `ends`, else `last_obs`: `[len(ends), B, ...]`."""
+    """Observation of the first valid row at or after each of `ends`, else `last_obs`: `[len(ends), B, ...]`."""
     mask = columns.get(MASK)
     rows = None if mask is None else next_valid(mask)[np.asarray(ends)]
 
@@ -239,6 +245,23 @@ def observation_at(columns: Mapping[str, PyTree], ends: list[int]) -> PyTree:
         return xp.where((rows < steps).reshape(rows.shape + (1,) * (obs.ndim - 2)), picked, last)
 
     return jax.tree.map(pick, columns["obs"], columns[LAST_OBS])
+
+
+def masked_sum(x: Any, mask: Any | None, leading: tuple[int, ...]) -> tuple[Any, Any]:
+    """Sum (float32) and number of the entries of `x [*leading, ...]` in valid rows; `mask` is `[*leading]` or None."""
+    xp = backend(x, mask)
+    x = xp.asarray(x)
+    if x.shape[: len(leading)] != leading:
+        raise ValueError(
+            f"SampleBatch.mean/sum: expected one entry per row, leading axes {list(leading)}, got shape "
+            f"{list(x.shape)}; reshape x, or flatten() both"
+        )
+    if mask is None:
+        return x.sum(dtype=np.float32), x.size
+    weight = mask.reshape(leading + (1,) * (x.ndim - len(leading)))
+    # where, not a product: a masked NaN must not spoil the sum.
+    total = xp.where(weight, x, xp.zeros((), x.dtype)).sum(dtype=np.float32)
+    return total, mask.sum() * math.prod(x.shape[len(leading) :])
 
 
 def unknown_column(name: str, columns: Mapping[str, PyTree]) -> UnknownColumnError:

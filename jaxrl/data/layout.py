@@ -1,14 +1,15 @@
 """Slicing, cutting, padding and joining of columns, as functions from dicts of columns to dicts of columns.
 
-Each keeps `last_obs`, `final_obs` and `final_index` such that the derived `new_obs` of every kept row stays what it was.
-All but `split_episodes` have static output shapes and run under `jax.jit`.
+Each keeps `last_obs`, `final_obs` and `final_index` such that the derived `new_obs` of every kept row stays what it
+was. All but `split_episodes` have static output shapes and run under `jax.jit`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxrl.data.columns import (
@@ -27,8 +28,6 @@ from jaxrl.data.columns import (
     row_items,
 )
 from jaxrl.types import FINAL_PAD, PyTree
-
-import jax
 
 Columns = dict[str, PyTree]
 
@@ -98,7 +97,7 @@ def _pad_zeros(x: Any, extra: int) -> Any:
 
 
 def cut_sequences(columns: Mapping[str, PyTree], length: int, states: PyTree | None) -> Columns:
-    """Cuts `[T, B]` into sequences `[length, ceil(T / length) * B]`; sequence `c` of column `b` is column `c * B + b`."""
+    """Cuts `[T, B]` into sequences `[length, ceil(T / length) * B]`, sequence `c` of column `b` at `c * B + b`."""
     steps, width = leading_shape(columns, True)
     pieces = -(-steps // length)
     starts = [piece * length for piece in range(pieces)]
@@ -111,8 +110,8 @@ def cut_sequences(columns: Mapping[str, PyTree], length: int, states: PyTree | N
                 )
     elif pieces > 1 and leaves_of(columns.get(STATE_IN, ())):
         raise ValueError(
-            f"cut({length}): state_in is the state before row 0 only; give cut(..., states=) with the state before each "
-            "row, or drop('state_in') first"
+            f"cut({length}): state_in is the state before row 0 only; give cut(..., states=) with the state before "
+            "each row, or drop('state_in') first"
         )
     padded = columns if pieces * length == steps else pad_rows(columns, pieces * length - steps, True)
 
@@ -176,6 +175,24 @@ def _gather(x: Any, index: Any, axis: int) -> Any:
     return backend(x, index).take(x, index, axis=axis)
 
 
+def minibatch_indices(order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Yields `size` entries of `order` at a time and which of them are valid (None if `size` divides evenly)."""
+    total = len(order)
+    short = -total % size
+    order = np.concatenate([order, np.repeat(order[:1], short)])
+    valid = np.arange(total + short) < total
+    for start in range(0, total, size):
+        yield order[start : start + size], valid[start : start + size] if short else None
+
+
+def iterate_rows(columns: Mapping[str, PyTree]) -> Iterator[Columns]:
+    """Yields each valid row of flat NumPy columns as a dict without the mask."""
+    mask = columns.get(MASK)
+    bare = {name: column for name, column in columns.items() if name != MASK}
+    for i in range(leading_shape(columns, False)[0]) if mask is None else np.flatnonzero(mask):
+        yield {name: map_leaves(lambda x, row=i: x[row], column) for name, column in bare.items()}
+
+
 def concat_columns(batches: Sequence[Mapping[str, PyTree]], time_major: bool, length: int | None) -> Columns:
     """Joins columns along B (time-major, padded to one T) or along N (flat); see `SampleBatch.concat`."""
     check_same_names(batches)
@@ -217,26 +234,32 @@ def _offset_columns(indices: list[Any], widths: Sequence[int]) -> list[Any]:
 
 def join(name: str, columns: Sequence[PyTree], axis: int) -> PyTree:
     """Concatenates one column of several batches; ValueError if structure, dtype or entry shape differ."""
+
+    def join_leaves(*leaves: Any) -> Any:
+        first = leaves[0]
+        for leaf in leaves[1:]:
+            # NumPy would promote int32 and float32 to float64.
+            if leaf.dtype != first.dtype or _without_axis(leaf, axis) != _without_axis(first, axis):
+                raise ValueError(
+                    f"concat: column {name!r} is {first.dtype} {list(first.shape)} in one batch and {leaf.dtype} "
+                    f"{list(leaf.shape)} in another; make them alike in dtype and entry shape"
+                )
+        return backend(*leaves).concatenate(leaves, axis=axis)
+
+    if all(isinstance(column, np.ndarray) for column in columns):
+        return join_leaves(*columns)
     structure = jax.tree.structure(columns[0])
     for column in columns[1:]:
         if jax.tree.structure(column) != structure:
             raise ValueError(
-                f"concat: column {name!r} has structure {jax.tree.structure(column)} in one batch and {structure} in another"
+                f"concat: column {name!r} has structure {structure} in one batch and {jax.tree.structure(column)} in "
+                "another; make the batches with one observation space and one model"
             )
+    return jax.tree.map(join_leaves, *columns)
 
-    def join_leaves(*leaves: Any) -> Any:
-        kinds = {(str(leaf.dtype), tuple(leaf.shape[:axis] + leaf.shape[axis + 1 :])) for leaf in leaves}
-        if len(kinds) > 1:
-            # NumPy would promote int32 and float32 to float64.
-            listed = " and ".join(f"{dtype} {list(shape)}" for dtype, shape in sorted(kinds))
-            raise ValueError(f"concat: column {name!r} differs in dtype or entry shape between batches: {listed}")
-        return backend(*leaves).concatenate(leaves, axis=axis)
 
-    return (
-        join_leaves(*columns)
-        if structure.num_leaves == 1 and isinstance(columns[0], np.ndarray)
-        else jax.tree.map(join_leaves, *columns)
-    )
+def _without_axis(array: Any, axis: int) -> tuple[int, ...]:
+    return array.shape[:axis] + array.shape[axis + 1 :]
 
 
 def split_episodes(columns: Mapping[str, PyTree], time_major: bool) -> list[Columns]:
@@ -289,9 +312,6 @@ def _split_flat(columns: Mapping[str, PyTree]) -> list[Columns]:
     if not len(rows):
         return []
     _, first, group = np.unique(keys[rows], axis=0, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
     group = group.reshape(-1)
-    return [
-        {name: map_leaves(lambda x: x[rows[group == g]], column) for name, column in row_items(columns) if name != MASK}
-        for g in order
-    ]
+    bare = {name: column for name, column in columns.items() if name != MASK}
+    return [take_rows(bare, rows[group == number], None) for number in np.argsort(first, kind="stable")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,10 +20,10 @@ _set = object.__setattr__
 class SampleBatch(Mapping[str, PyTree]):
     """One or more trajectory fragments as named columns: an immutable `Mapping` and a pytree.
 
-    A time-major batch is a rectangle: each column is `[T, B, ...]`, one column of the rectangle per environment (or agent
-    slot), and rows that hold nothing are False in the bool column `mask`, never dropped. `flatten()` gives a flat batch,
-    `[N, ...]`. A column may be a pytree of arrays (Dict and Tuple observations). Outside `jax.jit` columns are usually
-    NumPy arrays, inside they are tracers; every method but those marked *host* works on both.
+    A time-major batch is a rectangle: each column is `[T, B, ...]`, one column of the rectangle per environment (or
+    agent slot), and rows that hold nothing are False in the bool column `mask`, never dropped. `flatten()` gives a flat
+    batch, `[N, ...]`. A column may be a pytree of arrays (Dict and Tuple observations). Outside `jax.jit` columns are
+    usually NumPy arrays, inside they are tracers; every method but those marked *host* works on both.
 
     Some entries describe the rectangle and are not rows: `state_in` (model state before row 0, `[B, ...]`), `last_obs`
     (observation after the last row, `[B, ...]`), and the final observations of ended episodes, `final_obs [K, ...]` at
@@ -62,7 +62,7 @@ class SampleBatch(Mapping[str, PyTree]):
 
     @staticmethod
     def _make(columns: Mapping[str, PyTree], time_major: bool = True, reads: set[str] | None = None) -> SampleBatch:
-        """Builds a batch without validating, for the sampler's hot path and for columns that come from a valid batch."""
+        """Builds a batch without validating: for the sampler's hot path, and for columns of a valid batch."""
         self = object.__new__(SampleBatch)
         _fill(self, dict(sorted(columns.items())), time_major, reads)
         return self
@@ -88,12 +88,7 @@ class SampleBatch(Mapping[str, PyTree]):
     # ------------------------------------------------------------ mapping
 
     def __getitem__(self, name: str) -> PyTree:
-        if name in self._columns:
-            value = self._columns[name]
-        elif cols.derivable(self._columns, name):
-            value = cols.derive(self._columns, name)
-        else:
-            raise cols.unknown_column(name, self._columns)
+        value = cols.read(self._columns, name)
         if self._reads is not None:
             self._reads.add(name)
         return value
@@ -107,8 +102,13 @@ class SampleBatch(Mapping[str, PyTree]):
     def __contains__(self, name: object) -> bool:
         return name in self._columns or (isinstance(name, str) and cols.derivable(self._columns, name))
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The column `name`, or `default` if there is none."""
+        present = name in self  # asked first: building the error's suggestions costs 0.1 ms
+        return self[name] if present else default
+
     def __repr__(self) -> str:
-        return summary.text(self._columns)
+        return summary.text(self._columns, self._time_major)
 
     def _repr_html_(self) -> str:
         return summary.html(self._columns, self._time_major)
@@ -130,11 +130,6 @@ class SampleBatch(Mapping[str, PyTree]):
         """Columns (environments, agent slots or sequences) of a time-major batch."""
         return self._rectangle("B")[1]
 
-    def _rectangle(self, what: str) -> tuple[int, ...]:
-        if not self._time_major:
-            raise AttributeError(f"a flat SampleBatch has no {what}; use num_rows, or keep the time-major batch")
-        return self.shape
-
     @property
     def shape(self) -> tuple[int, ...]:
         """`(T, B)` if time-major, else `(N,)`: the leading axes of every row column."""
@@ -147,25 +142,28 @@ class SampleBatch(Mapping[str, PyTree]):
 
     @property
     def count(self) -> int:
-        """Number of valid rows, a host int (*host* where there is a mask)."""
-        if self._count is None:
+        """Number of valid rows, a host int (*host* where there is a mask; JaxrlError if that is traced)."""
+        count = self._count
+        if count is None:
             mask = self._columns.get(cols.MASK)
-            if mask is None:
-                _set(self, "_count", self.num_rows)
-            elif cols.is_tracer(mask):
+            if cols.is_tracer(mask):
                 raise JaxrlError(
                     "SampleBatch.count is a host number, and the mask is traced here (inside jit, grad, vmap or scan); "
                     "use batch.valid().sum() there"
                 )
-            else:
-                _set(self, "_count", int(np.asarray(mask).sum()))
-        assert self._count is not None
-        return self._count
+            count = self.num_rows if mask is None else int(np.asarray(mask).sum())
+            _set(self, "_count", count)
+        return count
 
     @property
     def size_bytes(self) -> int:
         """Bytes of all stored arrays."""
         return trees.size_bytes(self._columns)
+
+    def _rectangle(self, what: str) -> tuple[int, ...]:
+        if not self._time_major:
+            raise AttributeError(f"a flat SampleBatch has no {what}; use num_rows, or keep the time-major batch")
+        return self.shape
 
     def valid(self) -> Any:
         """The bool mask of valid rows, `[T, B]` or `[N]`; all True if the batch has none."""
@@ -176,36 +174,15 @@ class SampleBatch(Mapping[str, PyTree]):
 
     def sum(self, x: Any) -> Any:
         """Sum of `x [T, B, ...]` (or `[N, ...]`) over valid rows and trailing axes: a float32 scalar."""
-        total, _ = self._sum_and_size(x)
-        return total
+        return cols.masked_sum(x, self._columns.get(cols.MASK), self.shape)[0]
 
     def mean(self, x: Any) -> Any:
         """Mean of `x [T, B, ...]` (or `[N, ...]`) over valid rows and trailing axes: a float32 scalar, 0 without rows.
 
-        Masked entries are replaced before they are added, so they may be anything in the forward pass; a gradient through
-        them is zero as long as they are finite.
+        Masked entries may be anything in the forward pass, NaN too; in the backward pass they must be finite.
         """
-        total, size = self._sum_and_size(x)
-        if isinstance(size, int):
-            return total / np.float32(size) if size else total
-        xp = cols.backend(total, size)
-        return (total / xp.maximum(size, 1).astype(np.float32)).astype(np.float32)
-
-    def _sum_and_size(self, x: Any) -> tuple[Any, Any]:
-        mask = self._columns.get(cols.MASK)
-        xp = cols.backend(x, mask)
-        x = xp.asarray(x)
-        leading = self.shape
-        if x.shape[: len(leading)] != leading:
-            raise ValueError(
-                f"SampleBatch.mean/sum: expected one entry per row, leading axes {list(leading)}, got shape "
-                f"{list(x.shape)}; reshape x, or flatten() both"
-            )
-        if mask is None:
-            return x.sum(dtype=np.float32), int(x.size)
-        entries = int(np.prod(x.shape[len(leading) :]))
-        weight = mask.reshape(leading + (1,) * (x.ndim - len(leading)))
-        return xp.where(weight, x, xp.zeros((), x.dtype)).sum(dtype=np.float32), mask.sum() * entries
+        total, size = cols.masked_sum(x, self._columns.get(cols.MASK), self.shape)
+        return total / cols.backend(total).maximum(size, 1).astype(np.float32)
 
     # ------------------------------------------------------------ columns
 
@@ -213,11 +190,8 @@ class SampleBatch(Mapping[str, PyTree]):
         """A batch with the given columns added or replaced; they must have this batch's leading shape."""
         new = {**(columns or {}), **more}
         merged = {**self._columns, **new}
-        structural = {name: merged[name] for name in cols.STRUCTURAL if name in merged and name not in new}
-        if cols.STRUCTURAL.isdisjoint(new):
-            structural = {}
-        obs = {"obs": merged["obs"]} if structural and "obs" in merged else {}
-        cols.validate({**obs, **structural, **new}, self._time_major, self.shape)
+        checked = new if cols.STRUCTURAL.isdisjoint(new) else {**new, **_with_structure(merged)}
+        cols.validate(checked, self._time_major, self.shape)
         return self._like(merged)
 
     def replace(self, columns: Mapping[str, PyTree] | None = None, /, **more: PyTree) -> SampleBatch:
@@ -230,21 +204,10 @@ class SampleBatch(Mapping[str, PyTree]):
 
     def select(self, names: Iterable[str]) -> SampleBatch:
         """The columns `names`, and the mask if there is one; derived ones become stored ones."""
-        names = [names] if isinstance(names, str) else list(names)
-        return self._like(self._pick(names))
-
-    def _pick(self, names: Sequence[str]) -> dict[str, PyTree]:
-        picked = {}
-        for name in names:
-            if name in self._columns:
-                picked[name] = self._columns[name]
-            elif cols.derivable(self._columns, name):
-                picked[name] = cols.derive(self._columns, name)
-            else:
-                raise cols.unknown_column(name, self._columns)
+        picked = {name: cols.read(self._columns, name) for name in ([names] if isinstance(names, str) else names)}
         if cols.MASK in self._columns:
             picked[cols.MASK] = self._columns[cols.MASK]
-        return picked
+        return self._like(picked)
 
     def drop(self, names: Iterable[str]) -> SampleBatch:
         """All columns but `names`; without `obs` go `last_obs` and `final_obs` too."""
@@ -266,7 +229,7 @@ class SampleBatch(Mapping[str, PyTree]):
         return dict(cols.row_items(self._columns))
 
     def recording(self, reads: set[str]) -> SampleBatch:
-        """A view of this batch that adds the name of every column read by `[]` to `reads`, as do batches made from it."""
+        """A view that adds the name of every column read by `[]` to `reads`, as do the batches made from it."""
         return SampleBatch._make(self._columns, self._time_major, reads)
 
     def to_numpy(self) -> SampleBatch:
@@ -279,8 +242,8 @@ class SampleBatch(Mapping[str, PyTree]):
         """A flat batch `[T * B, ...]`, row `t * B + b`; `self` if flat already.
 
         Args:
-            columns: names to keep (the mask is always kept); `new_obs` and `dones` are derived where named. None keeps all
-                row columns. Structural columns are left out.
+            columns: names to keep (the mask is always kept); `new_obs` and `dones` are derived where named. None keeps
+                all row columns. Structural columns are left out.
         """
         if columns is not None:
             return self.select(columns).flatten()
@@ -385,35 +348,28 @@ class SampleBatch(Mapping[str, PyTree]):
     def minibatches(self, size: int, key: Any | None = None) -> Iterator[SampleBatch]:
         """Yields batches of `size` rows (flat) or columns (time-major), shuffled if `key` is given (*host*).
 
-        If `size` does not divide the batch, the last one repeats a row as masked padding, and all have a mask: one shape,
-        one compilation.
+        If `size` does not divide the batch, the last one repeats a row as masked padding, and all have a mask: one
+        shape, one compilation.
         """
         _check_positive("minibatches", size)
         total = self.shape[-1]
         order = np.arange(total) if key is None else np.asarray(self._permutation(key))
-        short = -total % size
-        order = np.concatenate([order, np.zeros(short, order.dtype)])
-        valid = np.arange(total + short) < total
-        for start in range(0, total, size):
-            yield self.take(order[start : start + size], valid[start : start + size] if short else None)
+        for index, valid in layout.minibatch_indices(order, size):
+            yield self.take(index, valid)
 
     def split_by_episode(self) -> list[SampleBatch]:
         """One batch of valid rows per episode (*host*): `[T_i, 1]` per (column, `eps_id`), or flat rows per `eps_id`.
 
-        `new_obs` stays right. `state_in` is that of the column for its first episode, and zeros for later ones, where the
-        model resets. A flat batch is split by `eps_id` and `agent_index`, in order of first appearance.
+        `new_obs` stays right. `state_in` is that of the column for its first episode, and zeros for later ones, where
+        the model resets. A flat batch is split by `eps_id` and `agent_index`, in order of first appearance.
         """
-        if "eps_id" not in self._columns:
-            raise cols.unknown_column("eps_id", self._columns)
+        cols.read(self._columns, "eps_id")
         pieces = layout.split_episodes(trees.to_numpy(self._columns), self._time_major)
         return [self._like(piece) for piece in pieces]
 
     def rows(self) -> Iterator[dict[str, PyTree]]:
         """Yields each valid row as a dict of its row columns, in order of t, then b (*host*)."""
-        flat = trees.to_numpy(layout.flat_rows(self._columns) if self._time_major else self._columns)
-        mask = flat.pop(cols.MASK, None)
-        for i in range(self.num_rows) if mask is None else np.flatnonzero(mask):
-            yield {name: cols.map_leaves(lambda x, row=i: x[row], column) for name, column in flat.items()}
+        return layout.iterate_rows(trees.to_numpy(self.flatten()._columns))
 
 
 def _fill(batch: SampleBatch, columns: dict[str, PyTree], time_major: bool, reads: set[str] | None) -> None:
@@ -421,6 +377,10 @@ def _fill(batch: SampleBatch, columns: dict[str, PyTree], time_major: bool, read
     _set(batch, "_time_major", time_major)
     _set(batch, "_count", None)
     _set(batch, "_reads", reads)
+
+
+def _with_structure(columns: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    return {name: column for name, column in columns.items() if name in cols.STRUCTURAL or name == "obs"}
 
 
 def _check_positive(where: str, value: int) -> None:

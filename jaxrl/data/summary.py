@@ -7,33 +7,35 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from jaxrl.data.columns import MASK, leading_shape
-from jaxrl.types import PyTree
+from jaxrl.data.columns import FINAL_INDEX, FINAL_OBS, LAST_OBS, MASK, STATE_IN, leading_shape
+from jaxrl.trees import size_bytes
+from jaxrl.types import FINAL_PAD, PyTree
 
 
-def text(columns: Mapping[str, PyTree]) -> str:
+def text(columns: Mapping[str, PyTree], time_major: bool) -> str:
     """Columns as `{ 'rewards': np.ndarray((200,), dtype=float32, min=1.0, max=1.0, mean=1.0), ...}`, one a line.
 
-    An array inside a pytree column is named by its keys: `'obs'['position']`. Never raises, whatever the leaves are.
+    An array inside a pytree column is named by its keys: `'obs'['position']`. Statistics are those of valid rows. Never
+    raises, whatever the leaves are.
     """
-    lines = [f"{name}: {_line(leaf)}" for name, leaf in _leaves(columns)]
+    lines = [f"{label}: {_line(leaf, used)}" for label, leaf, used in _leaves(columns, time_major)]
     return "{ " + ",\n  ".join(lines) + "}" if lines else "{}"
 
 
 def html(columns: Mapping[str, PyTree], time_major: bool) -> str:
     """The table that a notebook shows: shape, dtype, min, max, mean and bytes of each array under a header line."""
-    leaves = list(_leaves(columns))
-    size = sum(_bytes(leaf) for _, leaf in leaves)
     body = "".join(
-        f"<tr><td style='text-align:left'>{_html.escape(name)}</td>"
-        + "".join(f"<td>{_html.escape(cell)}</td>" for cell in _cells(leaf))
+        f"<tr><td style='text-align:left'>{_html.escape(label)}</td>"
+        + "".join(f"<td>{_html.escape(cell)}</td>" for cell in _cells(leaf, used))
         + "</tr>"
-        for name, leaf in leaves
+        for label, leaf, used in _leaves(columns, time_major)
     )
     heads = "".join(f"<th>{head}</th>" for head in ("column", "shape", "dtype", "min", "max", "mean", "bytes"))
-    title = _html.escape(f"SampleBatch {_extent(columns, time_major)}, {human_bytes(size)}")
+    title = _html.escape(f"SampleBatch {_extent(columns, time_major)}, {human_bytes(size_bytes(columns))}")
     return f"<div><b>{title}</b><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
@@ -58,28 +60,35 @@ def _extent(columns: Mapping[str, PyTree], time_major: bool) -> str:
     return f"T={shape[0]} \u00d7 B={shape[1]}, {count}" if time_major else f"N={shape[0]}, {count}"
 
 
-def _leaves(columns: Mapping[str, PyTree]) -> Iterator[tuple[str, Any]]:
+def _leaves(columns: Mapping[str, PyTree], time_major: bool) -> Iterator[tuple[str, Any, np.ndarray | None]]:
+    """Label, leaf, and the bool array of entries that hold something (None: all)."""
+    mask, index = _values(columns.get(MASK)), _values(columns.get(FINAL_INDEX))
+    slots = None if index is None or index.ndim != 2 else index[:, 0] < FINAL_PAD
     for name, column in columns.items():
+        used = None if name == MASK else slots if name in (FINAL_OBS, FINAL_INDEX) else mask
+        if name in (STATE_IN, LAST_OBS):
+            used = None
         if column is None:
-            yield repr(name), None
-            continue
+            yield repr(name), None, None
         for path, leaf in jax.tree_util.tree_flatten_with_path(column)[0]:
-            yield repr(name) + jax.tree_util.keystr(path), leaf
+            yield repr(name) + jax.tree_util.keystr(path), leaf, used
 
 
 def _values(leaf: Any) -> np.ndarray | None:
     """The leaf as NumPy, or None if it is abstract, deleted or no array."""
     if isinstance(leaf, np.ndarray):
         return leaf
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, Tracer):
         return None
-    if leaf.is_deleted() or not leaf.is_fully_addressable or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended):
+    if leaf.is_deleted() or not leaf.is_fully_addressable or jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
         return None
     return np.asarray(leaf)
 
 
-def _statistics(leaf: Any) -> tuple[str, str, str] | None:
+def _statistics(leaf: Any, used: np.ndarray | None) -> tuple[str, str, str] | None:
     values = _values(leaf)
+    if values is not None and used is not None and values.shape[: used.ndim] == used.shape:
+        values = values[used]
     if values is None or not values.size or values.dtype.hasobject or values.dtype.names is not None:
         return None
     if values.dtype.kind not in "biufV":
@@ -94,16 +103,16 @@ def _statistics(leaf: Any) -> tuple[str, str, str] | None:
 def _kind(leaf: Any) -> str:
     if isinstance(leaf, np.ndarray):
         return "np.ndarray"
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, Tracer):
         return "Tracer"
     return "jax.Array" if isinstance(leaf, jax.Array) else type(leaf).__name__
 
 
-def _line(leaf: Any) -> str:
+def _line(leaf: Any, used: np.ndarray | None) -> str:
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return "None" if leaf is None else type(leaf).__name__
     parts = [str(tuple(leaf.shape)), f"dtype={leaf.dtype}"]
-    statistics = _statistics(leaf)
+    statistics = _statistics(leaf, used)
     if statistics is not None:
         parts += [f"{name}={value}" for name, value in zip(("min", "max", "mean"), statistics, strict=True)]
     elif isinstance(leaf, np.ndarray) and leaf.dtype.hasobject and leaf.size:
@@ -111,12 +120,12 @@ def _line(leaf: Any) -> str:
     return f"{_kind(leaf)}({', '.join(parts)})"
 
 
-def _cells(leaf: Any) -> tuple[str, ...]:
+def _cells(leaf: Any, used: np.ndarray | None) -> tuple[str, ...]:
     if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
         return "", "None" if leaf is None else type(leaf).__name__, "", "", "", ""
-    return str(tuple(leaf.shape)), str(leaf.dtype), *(_statistics(leaf) or ("", "", "")), f"{_bytes(leaf):,}"
-
-
-def _bytes(leaf: Any) -> int:
-    itemsize = getattr(getattr(leaf, "dtype", None), "itemsize", 0)
-    return int(np.prod(getattr(leaf, "shape", (0,)), dtype=np.int64)) * int(itemsize or 0)
+    return (
+        str(tuple(leaf.shape)),
+        str(leaf.dtype),
+        *(_statistics(leaf, used) or ("", "", "")),
+        f"{size_bytes([leaf]):,}",
+    )
