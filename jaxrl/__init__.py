@@ -1,8 +1,8 @@
 """jaxrl: reinforcement learning as pure functions in JAX.
 
-Names are imported when they are first used, so that `import jaxrl` costs next to nothing. It does one thing: JAX's CPU backend
-will dispatch synchronously, which makes acting several times cheaper (see `jaxrl.dispatch`). `JAXRL_ASYNC_DISPATCH=1` leaves
-JAX as it is.
+Names are imported when they are first used, so that `import jaxrl` costs next to nothing. It does one thing: JAX's CPU
+backend will dispatch synchronously, which makes acting several times cheaper (see `jaxrl.dispatch`).
+`JAXRL_ASYNC_DISPATCH=1` leaves JAX as it is.
 """
 
 from __future__ import annotations

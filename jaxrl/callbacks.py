@@ -2,13 +2,14 @@
 
 | hook | may change |
 | --- | --- |
-| `on_episode_start`, `on_episode_step`, `on_episode_end` | `episode.custom_metrics`, `user_data` and `hist_data`, in place |
+| `on_episode_start`, `_step`, `_end` | `episode.custom_metrics`, `user_data` and `hist_data`, in place |
 | `on_postprocess_trajectory` | returns a batch to use instead, or None to keep it |
 | `on_sample_end` | returns samples to use instead, or None to keep them |
 | `on_train_result` | adds to `result`, in place |
 
-Everything else that a hook is given is read-only. A hook that is None costs nothing: the sampler never looks at episodes for it.
-Under Ray, hooks of workers run in the workers' processes, so that they share no variables with the driver.
+Everything else that a hook is given is read-only. A hook that is None costs nothing: the sampler never looks at
+episodes for it. Under Ray, hooks of workers run in the workers' processes, so that they share no variables with the
+driver.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class ResultHook(Protocol):
 
 
 class Callbacks(NamedTuple):
-    """The hooks of a run, each a function taking keyword arguments or None; the module's docstring says what each may change.
+    """The hooks of a run: functions that take keyword arguments, or None. The module says what each may change.
 
     Example:
         >>> def pole_angle(*, worker, env_index, episode):

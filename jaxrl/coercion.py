@@ -22,7 +22,7 @@ _MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
 class Validated(NamedTuple):
-    """Metadata of an `Annotated` type: `check(value)` returns the value to keep, or raises ValueError saying why not."""
+    """Metadata of an `Annotated` type: `check(value)` returns the value to keep, or raises a ValueError."""
 
     expected: str
     check: Callable[[Any], Any]
@@ -51,7 +51,7 @@ class FieldSpec(NamedTuple):
 
 
 class Mismatch(ValueError):
-    """A value is not what its annotation says; `path` grows on the way out, from the value up to the whole configuration."""
+    """A value is not what its annotation says; `path` grows on the way out, up to the whole configuration."""
 
     def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
@@ -70,8 +70,8 @@ class Mismatch(ValueError):
 def coerce(value: Any, annotation: Any, where: str) -> Any:
     """Returns `value` as `annotation` says, or raises an error that names `where`.
 
-    ints pass as floats, lists as tuples (nested ones too), mappings as dicts or dataclasses, registered names as functions.
-    Nothing else is converted: `True` is no number, `"3"` is no int and `4000.0` is no int.
+    ints pass as floats, lists as tuples (nested ones too), mappings as dicts or dataclasses, registered names as
+    functions. Nothing else is converted: `True` is no number, `"3"` is no int and `4000.0` is no int.
 
     Raises:
         ConfigError: `where`, what was expected, the value that came and its type.
@@ -121,17 +121,16 @@ def check(value: Any, annotation: Any) -> Any:
     raise TypeError(f"{annotation!r} is not an annotation that a configuration field may have")
 
 
-def build(cls: type, value: Any, base: Any = None, retired: Mapping[str, tuple[str, str]] | None = None) -> Any:
+def build(cls: type, value: Any, base: Any = None) -> Any:
     """Builds the dataclass `cls` from a mapping of border keys, over `base` or the fields' defaults.
 
-    A border key is a field's name without trailing underscores (`lambda_` is `"lambda"`). Fields that are dataclasses or
-    mappings are merged over their default; everything else replaces it.
+    A border key is a field's name without trailing underscores (`lambda_` is `"lambda"`). Fields that are dataclasses
+    or mappings are merged over their default; everything else replaces it.
 
     Args:
         cls: a dataclass of keyword-only fields.
         value: a mapping, or an instance of `cls`, which is returned as it is.
         base: an instance of `cls` to start from, or None.
-        retired: keys of another time, each with the reason and the replacement.
     """
     if isinstance(value, cls):
         return value
@@ -141,7 +140,7 @@ def build(cls: type, value: Any, base: Any = None, retired: Mapping[str, tuple[s
     arguments = {} if base is None else {field.name: getattr(base, field.name) for field in _init_fields(cls)}
     for key, item in value.items():
         if key not in specs:
-            raise unknown_key(key, specs, retired or {})
+            raise unknown_key(key, specs, {})
         name, spec = field_name(cls, key), specs[key]
         default = arguments.get(name, spec.default)
         try:
@@ -256,7 +255,8 @@ def _hints(cls: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(cls, include_extras=True)
     except NameError:
-        # dataclasses.make_dataclass leaves annotations as text of the base class's module, in a class of another module.
+        # dataclasses.make_dataclass leaves annotations as text of the base class's module, in a class of another
+        # module.
         names: dict[str, Any] = {}
         for base in reversed(cls.__mro__):
             names.update(vars(sys.modules[base.__module__]))

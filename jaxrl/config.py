@@ -1,7 +1,7 @@
 """Configuration: generic parsing, validation, suggestion and storage of flat dicts as frozen dataclasses.
 
-At the border a configuration is a dict with RLlib's names; inside it is a frozen, keyword-only dataclass, whose fields say
-type, default, meaning and bounds through `option`. Nothing here knows a single option.
+At the border a configuration is a dict with RLlib's names; inside it is a frozen, keyword-only dataclass, whose fields
+say type, default, meaning and bounds through `option`. Nothing here knows a single option.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def parse(
     """Makes an instance of a configuration dataclass from a flat dict, checking every key and type.
 
     Args:
-        cls: frozen dataclass with keyword-only fields. A key is a field's name without trailing underscores (`lambda_` is
-            `"lambda"`). Sections (dataclass or dict fields) are merged over their default; other values replace it.
+        cls: frozen dataclass with keyword-only fields. A key is a field's name without trailing underscores (`lambda_`
+            is `"lambda"`). Sections (dataclass or dict fields) are merged over their default; other values replace it.
         mapping: the user's configuration; never changed.
-        extra: options that `cls` does not have, by key (a custom loss's coeffs, say). All of them, given or default, land in
-            the field `extras: Mapping[str, Any]`, which `cls` must have.
+        extra: options that `cls` does not have, by key (a custom loss's coeffs, say). All of them, given or default,
+            land in the field `extras: Mapping[str, Any]`, which `cls` must have.
         where: what to call the configuration in errors.
         base: an instance to start from instead of the defaults.
 
@@ -123,8 +123,8 @@ def parse(
         The instance; lists have become tuples where the annotation says so, ints floats.
 
     Raises:
-        ConfigError: an unknown key (with the nearest one), one that RLlib had and jaxrl retires (with the reason and the
-            replacement), a wrong type, a value out of bounds.
+        ConfigError: an unknown key (with the nearest one), one that RLlib had and jaxrl retires (with the reason and
+            the replacement), a wrong type, a value out of bounds.
     """
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a dict, got {mapping!r} ({type(mapping).__name__})")
@@ -157,8 +157,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def to_json(config: Any) -> dict[str, Any]:
     """Returns a configuration as plain JSON data, to be written to a file.
 
-    Functions and classes become `{"$registered": "kind:name"}` or `{"$ref": "module:attr"}`; one that cannot be imported
-    again (a lambda, a local function, `__main__`) becomes `{"$hole": key}`, to be given again on loading.
+    Functions and classes become `{"$registered": "kind:name"}` or `{"$ref": "module:attr"}`; one that cannot be
+    imported again (a lambda, a local function, `__main__`) becomes `{"$hole": key}`, to be given again on loading.
     """
     return encode(config if isinstance(config, Mapping) else to_dict(config))
 
@@ -193,7 +193,8 @@ def fill_holes(
         where: what to call the configuration in errors.
 
     Raises:
-        ConfigError: a hole or an untrusted reference that `overrides` does not give; it names the key and how to pass it.
+        ConfigError: a hole or an untrusted reference that `overrides` does not give; it names the key and how to pass
+            it.
     """
     return decode(data, overrides or {}, trust_imports, where)
 

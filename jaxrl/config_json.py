@@ -1,4 +1,4 @@
-"""Configurations as plain JSON: how functions, classes and other objects are named, and what may be imported on the way back.
+"""Configurations as plain JSON: how functions, classes and other objects are named, and which names are imported.
 
 A file may come from anywhere, so reading one runs no code outside jaxrl's own components unless the caller trusts it.
 """
@@ -18,8 +18,8 @@ from jaxrl.types import ConfigError
 
 REF, REGISTERED, HOLE, FLOAT, FIELDS = "$ref", "$registered", "$hole", "$float", "$fields"
 
-# References into these packages are imported without asking: they hold jaxrl's own functions and classes, and nothing that
-# imports or runs what its arguments say.
+# References into these packages are imported without asking: they hold jaxrl's own functions and classes, and nothing
+# that imports or runs what its arguments say.
 COMPONENTS = (
     "jaxrl.algorithms",
     "jaxrl.callbacks",
@@ -39,8 +39,8 @@ def encode(value: Any, key: str = "") -> Any:
     """Returns `value` as JSON data; `key` is its dotted place, for holes.
 
     Tuples become lists, NumPy scalars and arrays numbers and lists, infinities `{"$float": "inf"}`, NamedTuples and
-    dataclasses (callbacks, say) `{"$ref": class, "$fields": {...}}`, functions and classes `{"$registered": "kind:name"}` or
-    `{"$ref": "module:attr"}`. Anything else has no name (a lambda, say) and becomes `{"$hole": key}`.
+    dataclasses (callbacks, say) `{"$ref": class, "$fields": {...}}`, functions and classes `{"$registered":
+    "kind:name"}` or `{"$ref": "module:attr"}`. Anything else has no name (a lambda, say) and becomes `{"$hole": key}`.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -104,8 +104,8 @@ class _Reader:
         tags = set(node)
         if tags == {HOLE}:
             raise ConfigError(
-                f"{self.where}: key {key!r} held an object without a name (a lambda or local function, say) when this was "
-                f"saved, so it has to be passed again: config={_as_dict(key)}"
+                f"{self.where}: key {key!r} held an object without a name (a lambda or local function, say) when this "
+                f"was saved, so it has to be passed again: config={_as_dict(key)}"
             )
         if tags == {FLOAT} and node[FLOAT] in ("inf", "-inf", "nan"):
             return float(node[FLOAT])
@@ -126,8 +126,8 @@ class _Reader:
         own = any(module == package or module.startswith(f"{package}.") for package in COMPONENTS)
         if not own and not self.trust_imports:
             raise ConfigError(
-                f"{self.where}: key {key!r} refers to {ref!r}, and importing it would run that module's code. Pass the object "
-                f"itself: config={_as_dict(key)}; or, where you trust this file, trust_imports=True (--trust-imports)"
+                f"{self.where}: key {key!r} refers to {ref!r}, and importing it would run that module's code. Pass the "
+                f"object itself: config={_as_dict(key)}; or, where you trust this file, trust_imports=True (--trust-imports)"
             )
         value = registry.import_ref(ref)
         # What a component module merely imported (os, say) is not a component.

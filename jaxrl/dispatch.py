@@ -1,7 +1,8 @@
 """Makes JAX's CPU backend dispatch synchronously, from the import of jaxrl on, without importing JAX for it.
 
-An acting call costs 26 us instead of 80 where its results are computed in the calling thread. The switch belongs to the process
-and JAX reads it once, when it makes its backends: so it is set as JAX is imported, or at once where that has happened.
+An acting call costs 26 us instead of 80 where its results are computed in the calling thread. The switch belongs to the
+process and JAX reads it once, when it makes its backends: so it is set as JAX is imported, or at once where that has
+happened.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def dispatch_synchronously() -> None:
         sys.meta_path.insert(0, _JaxFinder())
     elif backends_exist(jax.config) and jax.config.read(_SWITCH):
         warnings.warn(
-            "JAX ran an operation before jaxrl was imported, so its CPU backend stays asynchronous: each call of a policy takes "
-            "about 50 us longer. Import jaxrl before the first JAX operation (JAXRL_ASYNC_DISPATCH=1 silences this)",
+            "JAX ran an operation before jaxrl was imported, so its CPU backend stays asynchronous: each call of a "
+            "policy takes about 50 us longer. Import jaxrl before the first JAX operation (JAXRL_ASYNC_DISPATCH=1 silences this)",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -41,7 +42,7 @@ def dispatch_synchronously() -> None:
 
 
 def backends_exist(config: Any) -> bool:
-    """Asks `jax.config`, in public terms, whether JAX has made its backends: only before that can CPU devices be counted anew."""
+    """Whether JAX has made its backends, asked in public terms: only before that can the number of CPU devices change."""
     devices = config.jax_num_cpu_devices
     try:
         config.update("jax_num_cpu_devices", 1 if devices != 1 else 2)

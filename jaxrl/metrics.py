@@ -39,9 +39,10 @@ def summarize_episodes(episodes: Sequence[EpisodeRecord], new_episodes: Sequence
         new_episodes: those among them that ended in this iteration; only counted.
 
     Returns:
-        `episode_reward_{max,min,mean}`, `episode_len_mean`, `episodes_this_iter`, `policy_reward_{min,max,mean}` by policy
-        (the default policy, whose rewards are the episode's, is left out), `custom_metrics` and `hist_stats`. Where no
-        episode has finished yet, rewards and lengths are NaN: there is nothing to say, and a zero would look like a score.
+        `episode_reward_{max,min,mean}`, `episode_len_mean`, `episodes_this_iter`, `policy_reward_{min,max,mean}` by
+        policy (the default policy, whose rewards are the episode's, is left out), `custom_metrics` and `hist_stats`.
+        Where no episode has finished yet, rewards and lengths are NaN: there is nothing to say, and a zero would look
+        like a score.
     """
     rewards = [float(episode.reward) for episode in episodes]
     lengths = [int(episode.length) for episode in episodes]

@@ -1,7 +1,7 @@
 """Names for environments, models, distributions, explorations, algorithms, callbacks and functions.
 
-A name stands for an object or for `"module:attr"`, which is imported when it is first asked for. Names are what configurations,
-YAML files and checkpoints hold instead of objects.
+A name stands for an object or for `"module:attr"`, which is imported when it is first asked for. Names are what
+configurations, YAML files and checkpoints hold instead of objects.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ ALGORITHMS: Mapping[str, str] = {
     "PPO": "jaxrl.algorithms.ppo:PPOTrainer",
 }
 
-# A name that is not in the table yet may be registered by the package that holds the built-in ones: it is imported on a miss.
+# A name that is not in the table yet may be registered by the package that holds the built-in ones: it is imported on a
+# miss.
 PROVIDERS: Mapping[str, str] = {
     "env": "jaxrl.envs",
     "model": "jaxrl.models",
@@ -174,7 +175,7 @@ def import_ref(ref: str) -> Any:
 
 
 def ref_of(obj: Any) -> str | None:
-    """Returns `"module:attr"` if importing that gives `obj` back, else None (a lambda, a local function, `__main__`)."""
+    """Returns `"module:attr"` if importing that gives `obj` back, else None (a lambda, local function, `__main__`)."""
     module_name, qualname = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
     if not isinstance(module_name, str) or not isinstance(qualname, str):
         return None
@@ -260,12 +261,14 @@ def _ray_store() -> Any:
         return None
     from ray.tune.registry import _Registry
 
-    # A fresh view: Ray's own global one keeps the job id of the first ray.init() of the process, which goes stale at the second.
+    # A fresh view: Ray's own global one keeps the job id of the first ray.init() of the process, which goes stale at
+    # the second.
     return _Registry(prefix=ray.get_runtime_context().get_job_id())
 
 
 def _ray_key(kind: str, name: str) -> tuple[str, str]:
     from ray.tune.registry import ENV_CREATOR, RLLIB_MODEL
 
-    # Environments share RLlib's category, so that ray.tune.register_env serves jaxrl too; the others must not clash with it.
+    # Environments share RLlib's category, so that ray.tune.register_env serves jaxrl too; the others must not clash
+    # with it.
     return (ENV_CREATOR, name) if kind == "env" else (RLLIB_MODEL, f"jaxrl:{kind}:{name}")

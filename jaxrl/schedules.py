@@ -89,8 +89,8 @@ class ExponentialSchedule:
 class PiecewiseSchedule:
     """Straight lines between `(t, value)` endpoints.
 
-    Outside them it is `outside_value`, or, if that is None, the value of the nearest endpoint. Two endpoints at one `t` make
-    a jump: the later one counts from that `t` on.
+    Outside them it is `outside_value`, or, if that is None, the value of the nearest endpoint. Two endpoints at one `t`
+    make a jump: the later one counts from that `t` on.
 
     Example:
         >>> PiecewiseSchedule(endpoints=((0, 1.0), (100, 0.0)))(25)
@@ -164,8 +164,8 @@ def as_plain(spec: Any) -> Any:
     return {"type": type(schedule).__name__, **fields}
 
 
-# A number that may follow a schedule: the annotation of such configuration fields. Values stay plain data; `make_schedule`
-# turns them into functions where they are used.
+# A number that may follow a schedule: the annotation of such configuration fields. Values stay plain data;
+# `make_schedule` turns them into functions where they are used.
 Coeff = Annotated[float | list | tuple | dict, Validated("number or schedule", as_plain)]
 
 
