@@ -127,7 +127,7 @@ class _Reader:
         if not own and not self.trust_imports:
             raise ConfigError(
                 f"{self.where}: key {key!r} refers to {ref!r}, and importing it would run that module's code. Pass the "
-                f"object itself: config={_as_dict(key)}; or, where you trust this file, trust_imports=True (--trust-imports)"
+                f"object itself: config={_as_dict(key)}; or, for a trusted file, trust_imports=True (--trust-imports)"
             )
         value = registry.import_ref(ref)
         # What a component module merely imported (os, say) is not a component.

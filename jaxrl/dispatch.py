@@ -33,7 +33,8 @@ def dispatch_synchronously() -> None:
     elif backends_exist(jax.config) and jax.config.read(_SWITCH):
         warnings.warn(
             "JAX ran an operation before jaxrl was imported, so its CPU backend stays asynchronous: each call of a "
-            "policy takes about 50 us longer. Import jaxrl before the first JAX operation (JAXRL_ASYNC_DISPATCH=1 silences this)",
+            "policy takes about 50 us longer. Import jaxrl before the first JAX operation "
+            "(JAXRL_ASYNC_DISPATCH=1 silences this)",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -42,7 +43,7 @@ def dispatch_synchronously() -> None:
 
 
 def backends_exist(config: Any) -> bool:
-    """Whether JAX has made its backends, asked in public terms: only before that can the number of CPU devices change."""
+    """Whether JAX has made its backends, asked in public terms: after that, the number of CPU devices is fixed."""
     devices = config.jax_num_cpu_devices
     try:
         config.update("jax_num_cpu_devices", 1 if devices != 1 else 2)
