@@ -4,20 +4,37 @@ from jaxrl.envs.checks import EnvPlace, check_fragment
 from jaxrl.envs.creation import EnvCreator, make_env_creator
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.list_vector_env import ListVectorEnv
+from jaxrl.envs.multi_agent import MultiAgentEnv, agent_space, make_multi_agent
+from jaxrl.envs.multi_agent_runner import MultiAgentRunner, MultiAgentStep, restore_runners
+from jaxrl.envs.names import ENVS, register_built_in
+from jaxrl.envs.native_vector_env import NativeVectorEnv
+from jaxrl.envs.process_vector_env import ProcessVectorEnv
 from jaxrl.envs.replay_log import ResumeWarning
 from jaxrl.envs.rows import empty_rows
 from jaxrl.envs.vector_env import VectorEnv
 from jaxrl.envs.vectorize import make_vector_env
 
+register_built_in()
+
 __all__ = [
+    "ENVS",
     "EnvContext",
     "EnvCreator",
     "EnvPlace",
     "ListVectorEnv",
+    "MultiAgentEnv",
+    "MultiAgentRunner",
+    "MultiAgentStep",
+    "NativeVectorEnv",
+    "ProcessVectorEnv",
     "ResumeWarning",
     "VectorEnv",
+    "agent_space",
     "check_fragment",
     "empty_rows",
     "make_env_creator",
+    "make_multi_agent",
     "make_vector_env",
+    "register_built_in",
+    "restore_runners",
 ]

@@ -1,4 +1,4 @@
-"""Checks of what environments return; every error says which environment, which step, what was expected and what came."""
+"""Checks of what environments return; every error says which environment and step, what was expected and what came."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from jaxrl.envs.rows import leaf_spaces, leaves
 from jaxrl.types import EnvError
 
 _OLD_GYM = (
-    "this is the API of gym before 0.26; return (obs, reward, terminated, truncated, info) from step and (obs, info) from reset "
+    "this is the API of gym before 0.26; return (obs, reward, terminated, truncated, info) from step and (obs, info) "
+    "from reset "
     "(https://gymnasium.farama.org/introduction/migration_guide/)"
 )
 
 
 class EnvPlace(NamedTuple):
-    """Where an environment runs, for messages: its id, its worker."""
+    """Where environments run, for messages: their id, their worker, the number of the first one within its worker."""
 
     env_id: str
     worker_index: int = 0
+    first_index: int = 0
 
     def describe(self, vector_index: int, step: int | None = None) -> str:
         """Returns e.g. `CartPole-v1 (worker 0, env 3, episode step 17)`."""
         at = "" if step is None else f", episode step {step}"
-        return f"{self.env_id} (worker {self.worker_index}, env {vector_index}{at})"
+        return f"{self.env_id} (worker {self.worker_index}, env {self.first_index + vector_index}{at})"
 
 
 def env_failure(where: str, method: str, error: BaseException) -> EnvError:
@@ -73,9 +75,7 @@ def check_step_result(space: spaces.Space, result: Any, where: str) -> tuple[Any
     if not isinstance(result, tuple) or len(result) != 5:
         count = f"{len(result)} values" if isinstance(result, tuple | list) else _short(result)
         hint = f"; {_OLD_GYM}" if isinstance(result, tuple | list) and len(result) == 4 else ""
-        raise EnvError(
-            f"{where}: step: expected 5 values (obs, reward, terminated, truncated, info), got {count}{hint}"
-        )
+        raise EnvError(f"{where}: step: expected (obs, reward, terminated, truncated, info), got {count}{hint}")
     obs, reward, terminated, truncated, info = result
     check_reward(reward, f"{where}: step")
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
@@ -97,7 +97,7 @@ def check_reward(reward: Any, where: str) -> None:
 
 
 def check_observation(space: spaces.Space, obs: Any, where: str, path: str = "obs") -> None:
-    """Raises EnvError unless the observation has the structure, shapes, dtypes and bounds of the space and holds no NaN.
+    """Raises EnvError unless the observation has the space's structure, shapes, dtypes and bounds, and holds no NaN.
 
     Args:
         space: observation space.
@@ -147,8 +147,8 @@ def check_observation(space: spaces.Space, obs: Any, where: str, path: str = "ob
     if outside.any():
         at = _first(outside)
         raise EnvError(
-            f"{where}: {path}: expected values within [{_pick(low, at)}, {_pick(high, at)}], got {value[at]} at index {at}; "
-            "widen the observation_space or clip the observation in the environment"
+            f"{where}: {path}: expected values within [{_pick(low, at)}, {_pick(high, at)}], got {value[at]} at index "
+            f"{at}; widen the observation_space or clip the observation in the environment"
         )
 
 
@@ -186,14 +186,16 @@ def check_fragment(
     if not np.isfinite(rewards).all():
         t, b = _first(~np.isfinite(rewards))[:2]
         raise EnvError(
-            f"{_row(place, b, t, first_t)}: reward: expected a finite number, got {rewards[t, b]} (a reward of None counts as NaN)"
+            f"{_row(place, b, t, first_t)}: reward: expected a finite number, got {rewards[t, b]} "
+            "(a reward of None counts as NaN)"
         )
     for leaf, column in zip(leaf_spaces(space), leaves(space, obs), strict=True):
         if column.dtype.kind == "f":
             if not np.isfinite(column).all():
                 at = _first(~np.isfinite(column))
                 raise EnvError(
-                    f"{_row(place, at[1], at[0], first_t)}: obs{leaf.path}: expected finite numbers, got {column[at]} at index {at[2:]}"
+                    f"{_row(place, at[1], at[0], first_t)}: obs{leaf.path}: expected finite numbers, "
+                    f"got {column[at]} at index {at[2:]}"
                 )
         elif column.dtype.kind == "u" and isinstance(leaf.space, spaces.Box):
             continue  # images: the dtype bounds them, and a pass over them is not nearly free

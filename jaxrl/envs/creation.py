@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 
 from jaxrl import registry
 from jaxrl.envs.checks import env_failure
@@ -60,8 +61,8 @@ class EnvCreator:
             raise env_failure(where, f"creation with env_config {dict(context)!r}", error) from error
         if not callable(getattr(env, "reset", None)) or not callable(getattr(env, "step", None)):
             raise ConfigError(
-                f"{where}: expected the creator to return an environment with reset and step, got {type(env).__name__}; "
-                "does the creator function lack a return?"
+                f"{where}: expected the creator to return an environment with reset and step, "
+                f"got {type(env).__name__}; does the creator function lack a return?"
             )
         return env
 
@@ -91,7 +92,8 @@ def make_env_creator(env: Any) -> EnvCreator:
         env: one of
             - a gymnasium id: `env_config` goes to `gymnasium.make` as keyword arguments (`render_mode` too);
             - a registered name (`jaxrl.registry.register_env`), the built-in environments included;
-            - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where it takes one positional
+            - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where it takes one
+            positional
               parameter for it, else with `env_config` as keyword arguments;
             - an environment, or a list of them (one per `num_envs_per_worker`).
 
@@ -109,7 +111,7 @@ def make_env_creator(env: Any) -> EnvCreator:
         return env
     if isinstance(env, str):
         return _from_name(env)
-    if isinstance(env, gym.envs.registration.EnvSpec):
+    if isinstance(env, EnvSpec):
         return EnvCreator(None, env.id, gym_id=env.id) if env.id in gym.registry else EnvCreator(env.make, env.id)
     if inspect.isclass(env):
         return EnvCreator(env, env.__name__)
@@ -122,8 +124,8 @@ def make_env_creator(env: Any) -> EnvCreator:
     if callable(env):
         return EnvCreator(env, getattr(env, "__name__", type(env).__name__))
     raise ConfigError(
-        "env: expected a gymnasium id, a registered name, 'pkg.mod:Class', a class, a creator function or a list of environments, "
-        f"got {type(env).__name__} {env!r}"
+        "env: expected a gymnasium id, a registered name, 'pkg.mod:Class', a class, a creator function or a list of "
+        f"environments, got {type(env).__name__} {env!r}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Our own loop over gymnasium environments: no stacking, no dicts, rows written in place, ended episodes reset in the same step."""
+"""Our own loop over gymnasium environments: rows written in place, ended episodes reset in the same step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,17 @@ import numpy as np
 
 from jaxrl.envs.checks import EnvPlace, check_reset_result, check_step_result, env_failure
 from jaxrl.envs.replay_log import ReplayLog
-from jaxrl.envs.resume import load_states, save_states
-from jaxrl.envs.rows import action_splitter, copy_rows, empty_rows, is_array_space, row_copier, row_writer, take_row
+from jaxrl.envs.resume import load_env, save_env, warn_fresh
+from jaxrl.envs.rows import (
+    action_splitter,
+    copy_rows,
+    empty_rows,
+    is_array_space,
+    leaves,
+    row_copier,
+    row_writer,
+    take_row,
+)
 from jaxrl.envs.vector_env import Ended, VectorEnv
 from jaxrl.types import EnvError
 
@@ -42,14 +51,15 @@ class ListVectorEnv(VectorEnv):
         self.place = place
         self.filler_rows = False
         self.filler_mask = np.zeros(self.num_envs, np.bool_)
+        self.can_skip = True
         self.infos = [{} for _ in self._envs]
         self.reset_infos = [{} for _ in self._envs]
         for b, env in enumerate(self._envs):
             for name in ("observation_space", "action_space"):
                 if getattr(env, name) != getattr(self, name):
                     raise EnvError(
-                        f"{place.describe(b)}: expected the {name} of env 0, {getattr(self, name)}, got {getattr(env, name)}; "
-                        "environments of one worker must have equal spaces"
+                        f"{place.describe(b)}: expected the {name} of env 0, {getattr(self, name)}, "
+                        f"got {getattr(env, name)}; environments of one worker must have equal spaces"
                     )
         self._step_functions = [env.step for env in self._envs]
         self._rows = empty_rows(self.observation_space, self.num_envs)
@@ -61,7 +71,7 @@ class ListVectorEnv(VectorEnv):
         self._simple = is_array_space(self.observation_space) and bool(self._shape)
         self._steps_to_check = _CHECKED_STEPS if checks else 0
         self._resets_to_check = [2 if checks else 0] * self.num_envs
-        self._log = ReplayLog([env.unwrapped for env in self._envs], self.action_space)
+        self._log = ReplayLog([getattr(env, "unwrapped", env) for env in self._envs], self.action_space)
         self._closed = False
 
     def reset(self, seeds: list[int] | None = None) -> Any:
@@ -136,22 +146,42 @@ class ListVectorEnv(VectorEnv):
     def get_state(self) -> dict[str, Any]:
         """See `VectorEnv.get_state`."""
         self.end_fragment()
-        return save_states(self._envs, self._log, self.observation_space, self._rows, self._rewards)
+        columns = leaves(self.observation_space, self._rows)
+        entries = [
+            save_env(env, self._log, b, [np.array(column[b]) for column in columns], float(self._rewards[b]))
+            for b, env in enumerate(self._envs)
+        ]
+        return {"kind": "list", "envs": entries}
 
     def set_state(self, state: dict[str, Any]) -> list[bool]:
         """See `VectorEnv.set_state`."""
+        reasons = self.restore(state)
+        warn_fresh(reasons, self.num_envs, self.place)
+        return [b not in reasons for b in range(self.num_envs)]
+
+    def restore(self, state: dict[str, Any]) -> dict[int, str]:
+        """Does what `set_state` does, without a warning.
+
+        Returns:
+            For each environment that did not come back exactly (and begins a fresh episode), why.
+        """
         self.end_fragment()
-        return load_states(
-            state,
-            self._envs,
-            self._log,
-            self.observation_space,
-            self.action_space,
-            self._rows,
-            self._rewards,
-            self._fresh,
-            self.place,
-        )
+        entries = state["envs"] if state.get("kind") == "list" else []
+        columns = leaves(self.observation_space, self._rows)
+        reasons: dict[int, str] = {}
+        for b, env in enumerate(self._envs):
+            reason = "no state was saved for it"
+            if b < len(entries):
+                reason = load_env(entries[b], env, self._log, b, self.observation_space, self.action_space)
+            if reason:
+                reasons[b] = reason
+                self._rewards[b] = 0.0
+                self._write(self._rows, b, self._reset_env(b))
+                continue
+            self._rewards[b] = entries[b]["reward"]
+            for column, leaf in zip(columns, entries[b]["obs"], strict=True):
+                column[b] = np.asarray(leaf, column.dtype)
+        return reasons
 
     def render(self, b: int = 0) -> Any:
         """See `VectorEnv.render`."""
@@ -177,7 +207,7 @@ class ListVectorEnv(VectorEnv):
         ended: Ended = []
         parts = self._split(actions)
         if active is not None:
-            self._log.inactive[len(self._log.steps)] = np.array(active, np.bool_)
+            self._log.active[len(self._log.steps)] = np.array(active, np.bool_)
         self._log.steps.append(actions)
         b = 0
         try:
@@ -220,12 +250,6 @@ class ListVectorEnv(VectorEnv):
             check_reset_result(self.observation_space, result, self.place.describe(b))
         log.after_reset(b)
         obs, self.reset_infos[b] = result
-        return obs
-
-    def _fresh(self, b: int) -> Any:
-        """Starts a fresh episode after a resume that failed, in the form that `_rows` keeps."""
-        obs = self._reset_env(b)
-        self._write(self._rows, b, obs)
         return obs
 
     def _where(self, b: int) -> str:

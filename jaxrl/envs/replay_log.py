@@ -1,4 +1,4 @@
-"""What it takes to bring running environments back: the random state before each one's last reset, and the actions since."""
+"""What it takes to bring environments back: the random state before each one's last reset, and the actions since."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class ReplayLog:
 
     Attributes:
         steps: action pytrees `[B, ...]` since the last `compact`; `step` appends here.
-        inactive: number of the vector step -> bool `[B]` of the environments that were stepped; absent means all.
+        active: number of the vector step -> bool `[B]` of the environments that were stepped; absent means all.
     """
 
     def __init__(self, bases: list[Any], action_space: gym.Space) -> None:
         self.steps: list[Any] = []
-        self.inactive: dict[int, np.ndarray] = {}
+        self.active: dict[int, np.ndarray] = {}
         self._bases = bases
         self._action_space = action_space
         count = len(bases)
@@ -85,11 +85,14 @@ class ReplayLog:
                 self._past[b] = [*old, new] if len(old) < 64 else [self._join([*old, new])]
         self._base += len(self.steps)
         self.steps.clear()
-        self.inactive.clear()
+        self.active.clear()
 
     def state(self, b: int) -> dict[str, Any]:
-        """Returns environment b's entry: `seed`, `rng`, `steps`, and `actions` (list of arrays `[steps, ...]`, one per leaf), or None
-        in their place where the episode is too long. Call `compact` first.
+        """Returns environment b's entry; call `compact` first.
+
+        Returns:
+            `seed`, `rng`, `steps` and `actions`: a list of arrays `[steps, ...]`, one per leaf of the action space,
+            or None where the episode is too long to be replayed.
         """
         seed, rng = self._before[b]
         count = self._past_count[b]
@@ -107,8 +110,8 @@ class ReplayLog:
 
     def _rows_of(self, b: int) -> list[int]:
         start = max(self._reset_at[b] - self._base, 0)
-        inactive = self.inactive
-        return [t for t in range(start, len(self.steps)) if t not in inactive or inactive[t][b]]
+        active = self.active
+        return [t for t in range(start, len(self.steps)) if t not in active or active[t][b]]
 
     @staticmethod
     def _join(chunks: list[list[np.ndarray]]) -> list[np.ndarray]:

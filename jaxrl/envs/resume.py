@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -14,8 +14,8 @@ from jaxrl.envs.checks import EnvPlace
 from jaxrl.envs.replay_log import MAX_REPLAY_STEPS, ReplayLog, ResumeWarning, random_state
 from jaxrl.envs.rows import action_splitter, leaf_spaces, leaves, row_copier, unflatten
 
-# Wrappers without memory between steps, and those whose memory `_wrapper_counters` knows. Around an environment with its own
-# get_state/set_state any other wrapper may hold a state of its own, so then the episode is replayed instead.
+# Wrappers without memory between steps, and those whose memory `_wrapper_counters` knows. Around an environment with
+# its own get_state/set_state any other wrapper may hold a state of its own, so then the episode is replayed instead.
 _KNOWN_WRAPPERS = (
     wrappers.TimeLimit,
     wrappers.OrderEnforcing,
@@ -29,7 +29,8 @@ _KNOWN_WRAPPERS = (
 def own_state_holder(env: Any) -> Any | None:
     """Returns the object whose get_state/set_state cover the whole environment, or None.
 
-    The outermost environment's own pair is taken as it is; the inner one's only where all wrappers around it are known.
+    The outermost environment's own pair is taken as it is; the inner one's only where all wrappers around it are
+    known.
     """
     if _has_state_methods(env):
         return env
@@ -43,79 +44,51 @@ def own_state_holder(env: Any) -> Any | None:
     return None
 
 
-def save_states(
-    envs: list[gym.Env], log: ReplayLog, observation_space: gym.Space, rows: Any, rewards: np.ndarray
-) -> dict[str, Any]:
-    """Saves every environment: its own state where it offers one, else its replay entry and what to compare it with.
+def save_env(env: Any, log: ReplayLog, b: int, obs: list[np.ndarray], reward: float) -> dict[str, Any]:
+    """Saves one environment: its own state where it offers one, else its replay entry and what to compare it with.
 
     Args:
-        envs: the environments.
-        log: their compacted replay log.
-        observation_space: space of one environment.
-        rows: current observations `[B, ...]`.
-        rewards: last rewards `[B]`.
+        env: the environment, wrappers and all.
+        log: the compacted replay log.
+        b: index of the environment in the log.
+        obs: leaves of its current observation.
+        reward: its last reward.
 
     Returns:
-        `{"kind": "list", "envs": [...]}` of JSON values and arrays.
+        A dict of JSON values and arrays.
     """
-    saved = []
-    columns = leaves(observation_space, rows)
-    for b, env in enumerate(envs):
-        entry: dict[str, Any] = {
-            "obs": [np.array(column[b]) for column in columns],
-            "rng_now": random_state(env.unwrapped),
-            "reward": float(rewards[b]),
-        }
-        holder = own_state_holder(env)
-        if holder is not None:
-            entry |= {"state": holder.get_state(), "wrappers": _wrapper_counters(env), "steps": log.episode_step(b)}
-        else:
-            entry |= log.state(b)
-        saved.append(entry)
-    return {"kind": "list", "envs": saved}
+    entry: dict[str, Any] = {"obs": obs, "rng_now": random_state(_base(env)), "reward": reward}
+    holder = own_state_holder(env)
+    if holder is None:
+        return entry | log.state(b)
+    return entry | {"state": holder.get_state(), "wrappers": _wrapper_counters(env), "steps": log.episode_step(b)}
 
 
-def load_states(
-    state: dict[str, Any],
-    envs: list[gym.Env],
+def load_env(
+    entry: dict[str, Any],
+    env: Any,
     log: ReplayLog,
+    b: int,
     observation_space: gym.Space,
     action_space: gym.Space,
-    rows: Any,
-    rewards: np.ndarray,
-    fresh: Callable[[int], Any],
-    place: EnvPlace,
-) -> list[bool]:
-    """Brings environments back from `save_states` (the inverse; see there).
+) -> str:
+    """Brings one environment back from `save_env`.
 
     Args:
-        state: what `save_states` returned, possibly through JSON.
-        envs, log, observation_space, action_space: as there.
-        rows, rewards: written for each environment.
-        fresh: starts a fresh episode in environment b and writes its row.
-        place: names the environments in the warning.
+        entry: what `save_env` returned, possibly through JSON.
+        env, log, b: as there.
+        observation_space: space of its observations.
+        action_space: space of its actions.
 
     Returns:
-        For each environment, whether it came back exactly.
+        Why it did not come back exactly (its state is then arbitrary), or an empty string.
     """
-    entries = state.get("envs", []) if state.get("kind") == "list" else []
-    copy = row_copier(observation_space)
-    columns = leaves(observation_space, rows)
-    reasons: dict[int, str] = {}
-    for b, env in enumerate(envs):
-        reason = "no state was saved for it"
-        if b < len(entries):
-            reason = _load_one(entries[b], b, env, log, observation_space, action_space, copy)
-        if reason:
-            reasons[b] = reason
-            rewards[b] = 0.0
-            fresh(b)
-            continue
-        for column, leaf in zip(columns, entries[b]["obs"], strict=True):
-            column[b] = np.asarray(leaf, column.dtype)
-        rewards[b] = entries[b]["reward"]
-    warn_fresh(reasons, len(envs), place)
-    return [b not in reasons for b in range(len(envs))]
+    try:
+        if "state" in entry:
+            return _load_own(entry, env, log, b)
+        return _replay(entry, env, log, b, observation_space, action_space)
+    except Exception as error:  # whatever a user's environment raises here, a fresh episode is the answer
+        return f"{type(error).__name__}: {error}"
 
 
 def warn_fresh(reasons: dict[int, str], num_envs: int, place: EnvPlace) -> None:
@@ -131,25 +104,7 @@ def warn_fresh(reasons: dict[int, str], num_envs: int, place: EnvPlace) -> None:
         )
 
 
-def _load_one(
-    entry: dict[str, Any],
-    b: int,
-    env: gym.Env,
-    log: ReplayLog,
-    observation_space: gym.Space,
-    action_space: gym.Space,
-    copy: Any,
-) -> str:
-    """Brings one environment back; returns why not, or an empty string."""
-    try:
-        if "state" in entry:
-            return _load_own(entry, b, env, log)
-        return _replay(entry, b, env, log, observation_space, action_space, copy)
-    except Exception as error:  # whatever a user's environment raises here, a fresh episode is the answer
-        return f"{type(error).__name__}: {error}"
-
-
-def _load_own(entry: dict[str, Any], b: int, env: gym.Env, log: ReplayLog) -> str:
+def _load_own(entry: dict[str, Any], env: Any, log: ReplayLog, b: int) -> str:
     holder = own_state_holder(env)
     if holder is None:
         return "the environment offered get_state() when it was saved, and offers none now"
@@ -159,61 +114,62 @@ def _load_own(entry: dict[str, Any], b: int, env: gym.Env, log: ReplayLog) -> st
     log.after_reset(b)
     holder.set_state(entry["state"])
     _set_wrapper_counters(env, entry["wrappers"])
-    _set_random_state(env.unwrapped, entry["rng_now"])
+    set_random_state(_base(env), entry["rng_now"])
     log.load(b, {"seed": None, "rng": None, "steps": entry["steps"]}, [])
     return ""
 
 
 def _replay(
     entry: dict[str, Any],
-    b: int,
-    env: gym.Env,
+    env: Any,
     log: ReplayLog,
+    b: int,
     observation_space: gym.Space,
     action_space: gym.Space,
-    copy: Any,
 ) -> str:
     if entry["actions"] is None:
         return f"its episode had taken {entry['steps']} steps, more than the {MAX_REPLAY_STEPS} that are replayed"
     if entry["seed"] is None and entry["rng"] is None:
         return "it has no NumPy generator np_random whose state could be saved"
-    kinds = [leaf.space.dtype for leaf in leaf_spaces(action_space)]
-    actions = [np.asarray(a, dtype) for a, dtype in zip(entry["actions"], kinds, strict=False)]
     if entry["seed"] is None:
-        _set_random_state(env.unwrapped, entry["rng"])
+        set_random_state(_base(env), entry["rng"])
         obs, _ = env.reset()
     else:
         obs, _ = env.reset(seed=entry["seed"])
-    reward = 0.0
+    reward, actions = 0.0, []
     if entry["steps"]:
+        kinds = [leaf.space.dtype for leaf in leaf_spaces(action_space)]
+        actions = [np.asarray(column, kind) for column, kind in zip(entry["actions"], kinds, strict=True)]
         for action in action_splitter(action_space)(unflatten(action_space, actions)):
             obs, reward, terminated, truncated, _ = env.step(action)
             if terminated or truncated:
                 return "replaying its actions ended the episode earlier"
     log.load(b, entry, actions)
-    if not _same(leaves(observation_space, copy(obs)), entry["obs"]):
+    if not same_bits(leaves(observation_space, row_copier(observation_space)(obs)), entry["obs"]):
         return "replaying its actions gave another observation"
-    if not _same_random_state(random_state(env.unwrapped), entry["rng_now"]):
+    if not same_random_state(random_state(_base(env)), entry["rng_now"]):
         return "replaying its actions gave another random state"
-    if entry["steps"] and not _same([np.float64(reward)], [entry["reward"]]):
+    if entry["steps"] and not same_bits([np.float64(reward)], [entry["reward"]]):
         return f"replaying its actions gave another reward ({float(reward)}, not {entry['reward']})"
     return ""
 
 
-def _same(got: Iterable[Any], want: Iterable[Any]) -> bool:
+def same_bits(got: Iterable[Any], want: Iterable[Any]) -> bool:
+    """True where each array of `want` (or the list that JSON made of it) has the bits of its partner in `got`."""
     return all(
         np.asarray(w, g.dtype).tobytes() == np.ascontiguousarray(g).tobytes() for g, w in zip(got, want, strict=True)
     )
 
 
-def _same_random_state(got: Any, want: Any) -> bool:
+def same_random_state(got: Any, want: Any) -> bool:
     """Compares generator states, whose arrays (MT19937's key) may have become lists."""
     if isinstance(got, dict) and isinstance(want, dict):
-        return got.keys() == want.keys() and all(_same_random_state(got[key], want[key]) for key in got)
+        return got.keys() == want.keys() and all(same_random_state(got[key], want[key]) for key in got)
     return bool(np.array_equal(got, want)) if isinstance(got, np.ndarray | list) else got == want
 
 
-def _set_random_state(base: Any, state: Any) -> None:
+def set_random_state(base: Any, state: dict[str, Any] | None) -> None:
+    """Puts a saved generator state (possibly through JSON) into the unwrapped environment; None leaves it."""
     if state is None:
         return
     generator = base.np_random.bit_generator
@@ -225,6 +181,10 @@ def _set_random_state(base: Any, state: Any) -> None:
     if isinstance(inner, dict) and "key" in inner:
         state = state | {"state": inner | {"key": np.asarray(inner["key"], np.uint32)}}
     generator.state = state
+
+
+def _base(env: Any) -> Any:
+    return getattr(env, "unwrapped", env)
 
 
 def _has_state_methods(env: Any) -> bool:

@@ -1,6 +1,7 @@
 """Rows of observations and actions, laid out by a gymnasium space: allocate, write, copy, split.
 
-A row array holds one leaf of the space for many environments, `[B, ...]`. Dtypes are the space's own, except that 64-bit ones become 32-bit.
+A row array holds one leaf of the space for many environments, `[B, ...]`. Dtypes are the space's own, except that
+64-bit ones become 32-bit.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def leaf_spaces(space: spaces.Space, path: str = "") -> list[Leaf]:
     if space.shape is None or space.dtype is None or isinstance(space, spaces.Text):
         raise UnsupportedSpaceError(
             f"space{path or ' of the environment'}: expected Box, Discrete, MultiDiscrete, MultiBinary, Dict, Tuple or "
-            f"another space of fixed shape and dtype, got {type(space).__name__}; wrap the environment so that it encodes this part as an array"
+            f"another space of fixed shape and dtype, got {type(space).__name__}; wrap the environment so that it "
+            "encodes this part as an array"
         )
     return [Leaf(path, space, tuple(space.shape), row_dtype(space.dtype))]
 
@@ -160,7 +162,7 @@ def copy_rows(space: spaces.Space, target: Rows, source: Rows) -> None:
 
 
 def action_splitter(space: spaces.Space) -> Callable[[Any], list[Any]]:
-    """Returns `split(actions)`: a pytree of arrays `[B, ...]` as a list of B actions that the environments may keep or change.
+    """Returns `split(actions)`: a pytree of arrays `[B, ...]` as B actions that the environments may keep or change.
 
     Discrete actions come as Python ints (the cheapest to compare), array actions in the space's own dtype.
     """

@@ -1,4 +1,4 @@
-"""The sampler's view of environments: B of them, stepped together, each reset in the step in which its episode ends."""
+"""The sampler's view of environments: B of them, stepped together, each reset in the step that ends its episode."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ Ended = list[tuple[int, Any]]
 class VectorEnv(abc.ABC):
     """B environments behind one `step` that writes into rows which the sampler owns.
 
-    An ended episode is reset in the same step: the written observation is the first of the next episode, and the true final observation is
-    returned. Observation rows are pytrees of arrays `[B, ...]` in the structure of `observation_space`, 64-bit dtypes narrowed to 32-bit
-    (`jaxrl.envs.rows.empty_rows` allocates them).
+    An ended episode is reset in the same step: the written observation is the first of the next episode, and the
+    true final observation is returned. Observation rows are pytrees of arrays `[B, ...]` in the structure of
+    `observation_space`, 64-bit dtypes narrowed to 32-bit (`jaxrl.envs.rows.empty_rows` allocates them).
 
-    Rows handed to `reset`, `step` and `truncate` stay the caller's, but must keep their content until the next call of one of these or of
-    `end_fragment`; action arrays must keep theirs until `end_fragment`.
+    Rows handed to `step` and `truncate` stay the caller's, but must keep their content until the next call of one of
+    these or of `end_fragment`; action arrays must keep theirs until `end_fragment`.
 
     Attributes:
         num_envs: B.
         observation_space: space of one environment.
         action_space: space of one environment.
         place: names the environments in errors.
-        filler_rows: True only for native vector envs of NEXT_STEP autoreset: a step after an episode's end is no transition.
+        filler_rows: True only for native vector envs of NEXT_STEP autoreset: there the written observation of an
+            ended episode is its final one, and the step after it, which resets, is no transition.
+        can_skip: whether `step(active=...)` may leave environments out.
         filler_mask: bool `[B]`, the rows of the last step that were no transition.
         infos: `infos[b]` is the info of environment b's last step (the final one where it has just ended).
         reset_infos: `reset_infos[b]` is the info of environment b's last reset.
@@ -42,6 +44,7 @@ class VectorEnv(abc.ABC):
     place: EnvPlace
     filler_rows: bool
     filler_mask: np.ndarray
+    can_skip: bool
     infos: list[dict[str, Any]]
     reset_infos: list[dict[str, Any]]
     envs: list[gym.Env] | None
@@ -70,7 +73,7 @@ class VectorEnv(abc.ABC):
         """Steps the environments and writes what comes into the given rows.
 
         Args:
-            actions: pytree of `[B, ...]` in the structure of `action_space`, as the environment wants them (clipped already).
+            actions: pytree of `[B, ...]` in the structure of `action_space`, as the environment wants them (clipped).
             obs_out: rows for the next observations (the first of the next episode where one ended).
             rewards_out: float64 (or float32) `[B]`.
             terminateds_out: bool `[B]`.
@@ -86,11 +89,12 @@ class VectorEnv(abc.ABC):
 
     @abc.abstractmethod
     def truncate(self, b: int, obs_out: Any) -> Any:
-        """Ends environment b's episode now (the sampler's horizon): resets it and writes the first observation into `obs_out[b]`.
+        """Ends environment b's episode now (the sampler's horizon) and resets it.
 
         Args:
             b: index of the environment.
-            obs_out: the observation rows of the last step.
+            obs_out: the observation rows of the last step; row b becomes the first observation of the next episode
+                (with `filler_rows` it stays, and the next step of b is a filler row).
 
         Returns:
             The true final observation of the cut episode.
@@ -116,8 +120,8 @@ class VectorEnv(abc.ABC):
             state: what `get_state` returned, possibly through JSON.
 
         Returns:
-            For each environment, whether it came back exactly. The others are freshly reset, with one ResumeWarning for all of them.
-            `observations()` then gives everyone's current observation.
+            For each environment, whether it came back exactly. The others are freshly reset, with one ResumeWarning
+            for all of them. `observations()` then gives everyone's current observation.
         """
 
     @abc.abstractmethod

@@ -1,0 +1,244 @@
+"""Environments stepped in processes of their own, for slow ones; same rows, errors and resume as in this process."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import weakref
+from multiprocessing.connection import Connection
+from typing import Any
+
+import cloudpickle
+import numpy as np
+
+from jaxrl.envs.checks import EnvPlace
+from jaxrl.envs.creation import EnvCreator
+from jaxrl.envs.env_context import EnvContext
+from jaxrl.envs.resume import warn_fresh
+from jaxrl.envs.rows import copy_rows, empty_rows, leaves
+from jaxrl.envs.vector_env import Ended, VectorEnv
+from jaxrl.types import ConfigError, EnvError, UnsupportedSpaceError
+
+_ERRORS = {"ConfigError": ConfigError, "UnsupportedSpaceError": UnsupportedSpaceError}
+_START = "from jaxrl.envs.env_process import main; main()"
+
+
+class ProcessVectorEnv(VectorEnv):
+    """Steps environments in processes of their own, each with an equal share of them.
+
+    They are started afresh, not forked, so that JAX may run already. The processes do not import the main script
+    again, so a script needs no `if __name__ == "__main__"`. They end when they are closed, when this object is
+    collected, or when this process dies.
+
+    Args:
+        creator: creates one environment; sent by value (cloudpickle).
+        num_envs: B.
+        context: context of the worker.
+        num_processes: how many processes; default one per environment, at most one per CPU core.
+        checks: see `ListVectorEnv`.
+
+    Raises:
+        EnvError: an environment could not be created; carries the traceback of its process.
+    """
+
+    def __init__(
+        self,
+        creator: EnvCreator,
+        num_envs: int,
+        context: EnvContext,
+        *,
+        num_processes: int | None = None,
+        checks: bool = True,
+    ) -> None:
+        self.num_envs = num_envs
+        self.place = EnvPlace(creator.name, context.worker_index)
+        self.filler_rows = False
+        self.filler_mask = np.zeros(num_envs, np.bool_)
+        self.can_skip = True
+        self.infos = [{} for _ in range(num_envs)]
+        self.reset_infos = [{} for _ in range(num_envs)]
+        self.envs = None
+        count = max(1, min(num_envs, num_processes or os.cpu_count() or 1))
+        edges = [num_envs * i // count for i in range(count + 1)]
+        self._shares = [slice(low, high) for low, high in itertools.pairwise(edges)]
+        started = [_start() for _ in self._shares]
+        self._processes = [process for process, _ in started]
+        self._connections = [connection for _, connection in started]
+        self._finalizer = weakref.finalize(self, _stop, self._processes, self._connections)
+        try:
+            for connection, share in zip(self._connections, self._shares, strict=True):
+                arguments = (creator, context, share.start, share.stop - share.start, checks)
+                connection.send_bytes(cloudpickle.dumps(("start", arguments)))
+            spaces = self._receive("creation")
+        except BaseException:
+            self.close()
+            raise
+        self.observation_space, self.action_space = spaces[0]
+        self._rows = empty_rows(self.observation_space, num_envs)
+
+    def reset(self, seeds: list[int] | None = None) -> Any:
+        """See `VectorEnv.reset`."""
+        rows = empty_rows(self.observation_space, self.num_envs)
+        numbers = [None] * self.num_envs if seeds is None else [int(seed) for seed in seeds]
+        replies = self._call("reset", [(None if seeds is None else numbers[share],) for share in self._shares])
+        for share, (obs, infos) in zip(self._shares, replies, strict=True):
+            self._put(rows, share, obs)
+            self.reset_infos[share] = infos
+        self._rows = rows
+        return rows
+
+    def step(
+        self,
+        actions: Any,
+        obs_out: Any,
+        rewards_out: np.ndarray,
+        terminateds_out: np.ndarray,
+        truncateds_out: np.ndarray,
+        active: np.ndarray | None = None,
+    ) -> Ended:
+        """See `VectorEnv.step`."""
+        columns = [np.asarray(leaf) for leaf in leaves(self.action_space, actions)]
+        requests = [([leaf[s] for leaf in columns], None if active is None else active[s]) for s in self._shares]
+        ended: Ended = []
+        for share, reply in zip(self._shares, self._call("step", requests), strict=True):
+            obs, rewards_out[share], terminateds_out[share], truncateds_out[share], over, infos, resets = reply
+            self._put(obs_out, share, obs)
+            self.infos[share] = infos or [{} for _ in range(share.start, share.stop)]
+            for b, final in over:
+                ended.append((share.start + b, final))
+                self.reset_infos[share.start + b] = resets[b]
+        self._rows = obs_out
+        return ended
+
+    def truncate(self, b: int, obs_out: Any) -> Any:
+        """See `VectorEnv.truncate`."""
+        i, local = self._locate(b)
+        final, first, self.reset_infos[b] = self._call_one(i, "truncate", (local,))
+        for rows in (obs_out, self._rows):
+            for column, leaf in zip(leaves(self.observation_space, rows), first, strict=True):
+                column[b] = leaf
+        return final
+
+    def observations(self) -> Any:
+        """See `VectorEnv.observations`."""
+        rows = empty_rows(self.observation_space, self.num_envs)
+        copy_rows(self.observation_space, rows, self._rows)
+        return rows
+
+    def end_fragment(self) -> None:
+        """See `VectorEnv.end_fragment`."""
+        self._rows = self.observations()
+        self._call("end_fragment", [()] * len(self._shares))
+
+    def get_state(self) -> dict[str, Any]:
+        """See `VectorEnv.get_state`; the same form as `ListVectorEnv`'s, so that either restores the other's."""
+        states = self._call("get_state", [()] * len(self._shares))
+        self._rows = self.observations()
+        return {"kind": "list", "envs": [entry for state in states for entry in state["envs"]]}
+
+    def set_state(self, state: dict[str, Any]) -> list[bool]:
+        """See `VectorEnv.set_state`."""
+        entries = state["envs"] if state.get("kind") == "list" else []
+        replies = self._call("restore", [({"kind": "list", "envs": entries[share]},) for share in self._shares])
+        rows = empty_rows(self.observation_space, self.num_envs)
+        reasons: dict[int, str] = {}
+        for share, (why, obs) in zip(self._shares, replies, strict=True):
+            self._put(rows, share, obs)
+            reasons |= {share.start + b: reason for b, reason in why.items()}
+        self._rows = rows
+        warn_fresh(reasons, self.num_envs, self.place)
+        return [b not in reasons for b in range(self.num_envs)]
+
+    def render(self, b: int = 0) -> Any:
+        """See `VectorEnv.render`."""
+        i, local = self._locate(b)
+        return self._call_one(i, "render", (local,))
+
+    def close(self) -> None:
+        """See `VectorEnv.close`."""
+        self._finalizer()
+
+    def _put(self, rows: Any, share: slice, values: list[np.ndarray]) -> None:
+        for column, leaf in zip(leaves(self.observation_space, rows), values, strict=True):
+            column[share] = leaf
+
+    def _locate(self, b: int) -> tuple[int, int]:
+        i = next(i for i, share in enumerate(self._shares) if b < share.stop)
+        return i, b - self._shares[i].start
+
+    def _call(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
+        for i, (connection, given) in enumerate(zip(self._connections, arguments, strict=True)):
+            self._send(i, connection, method, given)
+        return self._receive(method)
+
+    def _call_one(self, i: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        self._send(i, self._connections[i], method, arguments)
+        return self._unwrap(self._receive_one(i, method))
+
+    def _send(self, i: int, connection: Connection, method: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            connection.send((method, arguments))
+        except (OSError, ValueError) as error:
+            raise self._dead(i, method) from error
+
+    def _receive(self, method: str) -> list[Any]:
+        # Every reply is taken before an error is raised, else the next call would read a stale one.
+        replies = [self._receive_one(i, method) for i in range(len(self._shares))]
+        return [self._unwrap(reply) for reply in replies]
+
+    def _receive_one(self, i: int, method: str) -> tuple[bool, Any]:
+        try:
+            return self._connections[i].recv()
+        except (EOFError, OSError):
+            return False, ("dead", str(self._dead(i, method)), "")
+
+    def _unwrap(self, reply: tuple[bool, Any]) -> Any:
+        good, value = reply
+        if good:
+            return value
+        kind, text, trace = value
+        if trace:
+            text = f"{text}\n\nTraceback in the environment's process:\n{trace}"
+        raise _ERRORS.get(kind, EnvError)(text)
+
+    def _dead(self, i: int, method: str) -> EnvError:
+        share, process = self._shares[i], self._processes[i]
+        try:
+            code = process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            code = None
+        return EnvError(
+            f"{self.place.describe(share.start)}: {method}: the process of envs {share.start} to {share.stop - 1} is "
+            "gone "
+            f"(exit code {code}); its own output, if any, is on stderr. Use stepping='sync' to see the error in place"
+        )
+
+
+def _start() -> tuple[subprocess.Popen[bytes], Connection]:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            stdin=subprocess.DEVNULL,
+        )
+    return process, Connection(ours.detach())
+
+
+def _stop(processes: list[subprocess.Popen[bytes]], connections: list[Connection]) -> None:
+    for connection in connections:
+        try:
+            connection.send(("close", ()))
+        except (OSError, ValueError):
+            continue
+    for process, connection in zip(processes, connections, strict=True):
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        connection.close()
