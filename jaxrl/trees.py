@@ -362,7 +362,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         notes = json.loads(metadata.get("notes", "{}"))
         checks = json.loads(metadata.get("crc32", "{}"))
         if metadata.get("format_version", "1") != "1":

@@ -1,6 +1,7 @@
 """MultiAgentBatch: counting, joining, slicing in lockstep."""
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ def test_counts_and_mapping():
     assert batch.map(lambda one: one.flatten())["b"].shape == (12,)
     with pytest.raises(KeyError, match=r"'c'.*\['a', 'b'\]"):
         batch["c"]
+    wrong: dict[str, Any] = {"a": {}}
     with pytest.raises(TypeError, match="'a'"):
-        MultiAgentBatch({"a": {}}, 1)  # pyright: ignore[reportArgumentType]
+        MultiAgentBatch(wrong, 1)
 
 
 def test_wrap_as_needed():
