@@ -81,7 +81,7 @@ def test_counters_are_host_ints_and_round_trip():
     counters = Counters()
     assert counters["steps"] == 0
     assert "steps" not in counters
-    counters["steps"] += np.int32(2**31 - 1)
+    counters["steps"] += int(np.int32(2**31 - 1))
     counters["steps"] += 1
     assert counters["steps"] == 2**31
     saved = json.loads(json.dumps(counters.save()))

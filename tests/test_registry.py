@@ -120,14 +120,14 @@ def test_names_reach_other_processes_of_a_ray_job():
         register_env("theirs", lambda context: ("theirs", context))
 
         @ray.remote
-        def resolve(kind, name, *args):
+        def resolve(kind, name, args):
             return registry.resolve(kind, name)(*args)
 
-        assert ray.get(resolve.remote("env", "sent", 1)) == ("sent", 1)
-        assert ray.get(resolve.remote("model", "sent")) == "model"
-        assert ray.get(resolve.remote("env", "theirs", 2)) == ("theirs", 2)
+        assert ray.get(resolve.remote("env", "sent", (1,))) == ("sent", 1)
+        assert ray.get(resolve.remote("model", "sent", ())) == "model"
+        assert ray.get(resolve.remote("env", "theirs", (2,))) == ("theirs", 2)
         with pytest.raises(ConfigError, match="unknown env 'unsent'"):
-            ray.get(resolve.remote("env", "unsent", 2))
+            ray.get(resolve.remote("env", "unsent", ()))
         lock = __import__("threading").Lock()
         registry.register_model("stuck", lambda: lock)
         with pytest.raises(ConfigError, match="model 'stuck'.*cannot be sent"):
