@@ -15,7 +15,7 @@ MAX_STAR_PULL = 100
 
 
 class Duplicate(Node):
-    """Copies of one stream: what `DuplicateCopy` children have not taken yet, at most one item more than the slowest child took."""
+    """Copies of one stream: holds what the copies have not taken yet, one item for each at most."""
 
     kind = "duplicate"
 
@@ -80,9 +80,10 @@ class DuplicateCopy(Node):
 class Union(Node):
     """Items of several streams.
 
-    A branch's turn lasts for as many items as its weight says. In an ordered union a branch that only waits for work in flight keeps its
-    turn; one that waits for anything else (a queue, another branch, an operator that is not ready) passes it on, since waiting there
-    could last for ever. In an unordered union, and for weight "*", a branch that is not ready always passes its turn on.
+    A branch's turn lasts for as many items as its weight says. In an ordered union a branch that only waits for work
+    in flight keeps its turn; one that waits for anything else (a queue, another branch, an operator that is not
+    ready) passes it on, since waiting there could last for ever. In an unordered union, and for weight "*", a branch
+    that is not ready always passes its turn on.
     """
 
     kind = "union"

@@ -17,8 +17,8 @@ __all__ = ["NOT_READY", "LocalIterator", "Operator"]
 class LocalIterator:
     """A lazy stream of items, built by chaining operators; iterate it, or step through it with `trace`.
 
-    Nothing runs before the first item is asked for. An iterator has one consumer: chain from it once, or `duplicate` it. While nothing is
-    ready, iterating sleeps on whatever the plan waits for; it never spins.
+    Nothing runs before the first item is asked for. An iterator has one consumer: chain from it once, or `duplicate`
+    it. While nothing is ready, iterating sleeps on whatever the plan waits for; it never spins.
 
     Example:
         >>> list(LocalIterator.from_items(range(5)).filter(lambda x: x > 1).batch(2))
@@ -30,7 +30,7 @@ class LocalIterator:
         self._started = False
         self._busy = False
 
-    # -- sources ------------------------------------------------------------------------------------------------------------------------
+    # -- sources -----------------------------------------------------------------------------------
 
     @staticmethod
     def from_items(items: Iterable[Any], repeat: bool = False, name: str = "from_items") -> LocalIterator:
@@ -41,7 +41,7 @@ class LocalIterator:
     def from_iterator(
         make: Iterable[Any] | Callable[[], Iterable[Any]], repeat: bool = False, name: str = "from_iterator"
     ) -> LocalIterator:
-        """Stream over an iterable or over what a function returns; its position cannot be saved (see `from_operator`)."""
+        """Stream over an iterable, or what a function returns; its position cannot be saved (see `from_operator`)."""
         return LocalIterator(IterableSource(make, repeat, name))
 
     @staticmethod
@@ -54,7 +54,7 @@ class LocalIterator:
         """
         return LocalIterator(Source(operator))
 
-    # -- steps --------------------------------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def for_each(self, fn: Callable[[Any], Any] | Operator) -> LocalIterator:
         """Applies `fn` to each item. It may give `NOT_READY`, and then gets the same item again later."""
@@ -92,7 +92,8 @@ class LocalIterator:
         """
         if not any(node.kind in ("gather_sync", "gather_async") for node in walk(self.node)):
             raise ValueError(
-                f"zip_with_source_actor: no shards feed {self.node.name}; expected gather_sync() or gather_async() above it."
+                f"zip_with_source_actor: no shards feed {self.node.name}; expected gather_sync() or gather_async() "
+                "above it."
             )
         return LocalIterator(ZipWithSource(self.node))
 
@@ -113,9 +114,10 @@ class LocalIterator:
 
         Args:
             others: streams to join.
-            deterministic: take one item from each in turn, waiting for work in flight; else items come as they are ready.
-            round_robin_weights: items to take from each in one turn; a fraction is rounded at random, "*" takes what is ready (100 at most).
-                Implies turns.
+            deterministic: take one item from each in turn, waiting for work in flight; else items come as they are
+                ready.
+            round_robin_weights: items to take from each in one turn; a fraction is rounded at random, "*" takes what
+                is ready (100 at most). Implies turns.
             seed: of the rounding; saved with the plan.
             output_indexes: streams whose items come out; those of the others are pulled and dropped. Default: all.
 
@@ -133,11 +135,12 @@ class LocalIterator:
             return LocalIterator(union)
         if not output_indexes or not set(output_indexes) <= set(range(len(union.inputs))):
             raise ValueError(
-                f"union: output_indexes must name some of the streams 0 to {len(union.inputs) - 1}, got {list(output_indexes)}."
+                f"union: output_indexes must name some of the streams 0 to {len(union.inputs) - 1}, "
+                f"got {list(output_indexes)}."
             )
         return LocalIterator(Select(union, output_indexes))
 
-    # -- consuming ----------------------------------------------------------------------------------------------------------------------
+    # -- consuming ---------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Any]:
         return self
@@ -190,7 +193,7 @@ class LocalIterator:
         """Drops requests in flight; the stream cannot go on afterwards."""
         self.node.close()
 
-    # -- state --------------------------------------------------------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------
 
     def nodes(self) -> list[Node]:
         """The nodes of the plan, each once, inputs before consumers."""
@@ -211,8 +214,8 @@ class LocalIterator:
     def get_state(self) -> dict[str, Any]:
         """State of every node: nested dicts and lists whose leaves are operator states and items.
 
-        Nodes whose progress cannot be saved (`saveable` is False: generators, requests in flight on other processes) have state None and
-        start afresh.
+        Nodes whose progress cannot be saved (`saveable` is False: generators, requests in flight on other processes)
+        have state None and start afresh.
         """
         return {
             "nodes": [
@@ -225,7 +228,8 @@ class LocalIterator:
         """Takes back what `get_state` of a plan with the same nodes gave.
 
         Raises:
-            CheckpointError: the plan has other nodes, or a node cannot read its state; nothing is changed if the nodes differ.
+            CheckpointError: the plan has other nodes, or a node cannot read its state; nothing is changed if the
+                nodes differ.
         """
         nodes = self.nodes()
         saved = cast("Sequence[Mapping[str, Any]]", state["nodes"])

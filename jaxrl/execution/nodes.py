@@ -23,11 +23,13 @@ class Operator(NamedTuple):
 
     Attributes:
         name: shown in the printed plan and checked when a state is restored.
-        apply: `(state, item) -> (state, item)`; may give `NOT_READY` as item, and is then called again with the same item.
+        apply: `(state, item) -> (state, item)`; may give `NOT_READY` as item, and is then called again with the same
+            item.
         init: `() -> state`, a pytree.
         host_only: True if it touches workers, queues or clocks, so that no compiled program can hold it.
         counters: names of the counters that it changes (documentation).
-        wait: `(state, item, timeout_s) -> None`, blocks until `apply` may succeed; without it the plan sleeps in growing steps.
+        wait: `(state, item, timeout_s) -> None`, blocks until `apply` may succeed; without it the plan sleeps in
+            growing steps.
         on_fetch_start: called once before each new item is fetched, to time the wait for it.
 
     Example:
@@ -59,8 +61,8 @@ def as_operator(fn: Callable[[Any], Any] | Operator) -> Operator:
     """Wraps a plain callable as a stateless operator; an `Operator` is returned as it is.
 
     Args:
-        fn: an operator, or a callable `item -> item`. Its attribute `host_only`, if it has one, is taken over; its name is its `name`, its
-            `__name__` or that of its class.
+        fn: an operator, or a callable `item -> item`. Its attribute `host_only`, if it has one, is taken over; its
+            name is its `name`, its `__name__` or that of its class.
     """
     if isinstance(fn, Operator):
         return fn
@@ -166,8 +168,8 @@ class Node:
         if consumer is not None:
             if self.consumer is not None and self.consumer is not consumer:
                 raise RuntimeError(
-                    f"{self.name}: both {self.consumer.name} and {consumer.name} pull from it, so each would miss items. "
-                    "Use duplicate(n) to give every consumer its own copy."
+                    f"{self.name}: both {self.consumer.name} and {consumer.name} pull from it, so each would miss "
+                    "items. Use duplicate(n) to give every consumer its own copy."
                 )
             self.consumer = consumer
         for node in self.inputs:
@@ -303,7 +305,8 @@ class IterableSource(Node):
 class ForEach(Node):
     """`apply` of an operator on every item; an item that it is not ready for is held and tried again.
 
-    With `many` the operator gives a list for each item (kind "combine"): its elements come out one by one, and those left over are state.
+    With `many` the operator gives a list for each item (kind "combine"): its elements come out one by one, and those
+    left over are state.
     """
 
     def __init__(self, source: Node, operator: Operator, many: bool = False):
@@ -376,7 +379,10 @@ def like(template: Any, state: Any) -> Any:
 
 
 def random_unit(state: int) -> tuple[int, float]:
-    """One step of SplitMix64 (https://doi.org/10.1145/2660193.2660195): `(state) -> (state, u in [0, 1))`; the state is one 64-bit integer."""
+    """One step of SplitMix64, `(state) -> (state, u in [0, 1))`; the state is one 64-bit integer.
+
+    Steele et al., "Fast splittable pseudorandom number generators", https://doi.org/10.1145/2660193.2660195.
+    """
     state = (state + 0x9E3779B97F4A7C15) & _MASK64
     mixed = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK64

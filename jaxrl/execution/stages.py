@@ -1,4 +1,4 @@
-"""Nodes with one input that do not hold an operator of their own: filter, batch, flatten, shuffle, zip with the source, transform."""
+"""Nodes with one input beside for_each: filter, batch, flatten, shuffle, zip with the source, transform."""
 
 from __future__ import annotations
 
@@ -167,8 +167,9 @@ class ZipWithSource(Node):
 class Transform(Node):
     """What a generator function makes of the stream; what it keeps in its locals cannot be saved.
 
-    The generator sees items only, and the plan blocks in it while none is ready. One whose attribute `passes_not_ready` is true gets
-    `NOT_READY` too and yields it on, so that other branches of the plan can run meanwhile.
+    The generator sees items only, and the plan blocks in it while none is ready. One whose attribute
+    `passes_not_ready` is true gets `NOT_READY` too and yields it on, so that other branches of the plan can run
+    meanwhile.
     """
 
     kind = "transform"

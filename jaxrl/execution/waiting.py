@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-# Nothing blocks for longer than this at a stretch, so that health checks (a dead learner thread, a deadline) run in time.
+# Nothing blocks for longer than this at a stretch, so that health checks (a dead learner thread, a deadline) run in
+# time.
 MAX_BLOCK_S = 1.0
 _FIRST_SLICE_S = 0.001
 _LAST_SLICE_S = 0.02
@@ -36,8 +37,9 @@ class Wait(NamedTuple):
 
     Attributes:
         node: name of the node, for messages.
-        kind: "refs" (work is in flight elsewhere and will complete by itself), "queue" (a queue fills or empties), "retry" (an operator
-            said no more than not ready), "now" (pull again at once) or "turn" (another branch of the same plan has to move first).
+        kind: "refs" (work is in flight elsewhere and will complete by itself), "queue" (a queue fills or empties),
+            "retry" (an operator said no more than not ready), "now" (pull again at once) or "turn" (another branch of
+            the same plan has to move first).
         refs: references in flight, for "refs".
         need: how many of `refs` must be ready.
         block_refs: `(refs, need, timeout) -> None`, for "refs"; references of several nodes are waited for together.
@@ -62,8 +64,8 @@ def holds_turn(waits: Sequence[Wait]) -> bool:
 def block_until_ready(waits: Sequence[Wait], idle_rounds: int = 0) -> None:
     """Sleeps until one of `waits` may be served, `MAX_BLOCK_S` at most.
 
-    A single kind of wait blocks on the thing itself. Where references and queues are mixed, no one call covers both, so they take turns in
-    slices that grow from 1 to 20 ms.
+    A single kind of wait blocks on the thing itself. Where references and queues are mixed, no one call covers both,
+    so they take turns in slices that grow from 1 to 20 ms.
 
     Args:
         waits: what the plan waits for.
@@ -78,8 +80,8 @@ def block_until_ready(waits: Sequence[Wait], idle_rounds: int = 0) -> None:
     if not active:
         names = ", ".join(sorted({wait.node for wait in waits})) or "the plan"
         raise RuntimeError(
-            f"{names}: the plan cannot move: a copy made by duplicate() is ahead of its siblings and nothing pulls them. Pull every copy, "
-            "for example with Concurrently([a, b]) or a.union(b)."
+            f"{names}: the plan cannot move: a copy made by duplicate() is ahead of its siblings and nothing pulls "
+            "them. Pull every copy, for example with Concurrently([a, b]) or a.union(b)."
         )
     limit = MAX_BLOCK_S
     deadlines = [wait.deadline for wait in active if wait.deadline is not None]
