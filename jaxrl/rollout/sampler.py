@@ -6,6 +6,7 @@ can wait until the fragment is complete (numbers of rows, returns, values, log-p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from jaxrl.rollout.episodes import EpisodeTracker
 from jaxrl.rollout.filters import Filter
 from jaxrl.rollout.fragment import FragmentRows
 from jaxrl.rollout.live_episodes import LiveEpisodes
-from jaxrl.types import FINAL_PAD, ActInputs, PyTree, Weights
+from jaxrl.types import DEFAULT_POLICY_ID, FINAL_PAD, ActInputs, PolicyID, PyTree, Weights
 
 
 class VectorSampler:
@@ -51,12 +52,13 @@ class VectorSampler:
         worker_index: int = 0,
         num_workers: int = 0,
     ):
-        self.env, self.policy, self.config, self.filter, self.key = env, policy, config, filter, key
+        self.env, self.policy, self.config, self.filter = env, policy, config, filter
+        self.callbacks, self.worker = callbacks, worker
         self.complete = config.batch_mode == "complete_episodes"
         # A row that is no transition, or a column that has finished its share, must be told apart: then, and only then, a mask.
         self.masked = self.complete or env.filler_rows
-        self.filter_state = filter.init()
-        self.filter_delta = filter.init()
+        self._filter_state = filter.init()
+        self._filter_delta = filter.init()
         self.explore = config.explore
         self.update_filter = not filter.identity
         self._transform = action_transform(env.action_space, normalize=config.normalize_actions, clip=config.clip_actions)
@@ -64,29 +66,49 @@ class VectorSampler:
         self._reads_previous = bool(self._reads & {"prev_actions", "prev_rewards"})
         self._no_start = np.zeros(env.num_envs, bool)
         self._recurrent = policy.spec.recurrent
-        self._carry = policy.initial_carry(env.num_envs)
-        self._step = 0
-        self._unroll = 0
-        self._obs = env.reset(None if config.seed is None else env_seeds(config.seed, worker_index, env.num_envs))
-        self._start = np.ones(env.num_envs, bool)
-        self._prev_actions: PyTree = empty_rows(policy.spec.action_space, env.num_envs)
-        self._prev_rewards = np.zeros(env.num_envs, np.float32)
-        self._final_slots = 0
-        self._tracker = EpisodeTracker(env.num_envs, worker_index, num_workers)
+        self.worker_index, self.num_workers = worker_index, num_workers
         live = callbacks is not None and any(getattr(callbacks, f"on_episode_{hook}") for hook in ("start", "step", "end"))
         self._live = LiveEpisodes(callbacks, worker, worker_index, env.num_envs) if live and callbacks else None
+        self.key = key
+        self.restart()
+
+    def restart(self, number: int | None = None) -> None:
+        """Begins anew: environments reset, carries and numbers at their start.
+
+        Args:
+            number: makes seeds and keys differ from those of other numbers; None: those of the run's beginning.
+        """
+        env, salt = self.env, () if number is None else (number,)
+        self._key = self.key if number is None else jax.random.fold_in(self.key, number)
+        seeds = np.random.SeedSequence([self.config.seed or 0, self.worker_index, *salt]).generate_state(env.num_envs)
+        self._obs = env.reset([int(seed) for seed in seeds])
+        self._carry = self.policy.initial_carry(env.num_envs)
+        self._step = self._unroll = self._final_slots = 0
+        self._start = np.ones(env.num_envs, bool)
+        self._prev_actions: PyTree = empty_rows(self.policy.spec.action_space, env.num_envs)
+        self._prev_rewards = np.zeros(env.num_envs, np.float32)
+        self._tracker = EpisodeTracker(env.num_envs, self.worker_index, self.num_workers)
         self.episodes: list[EpisodeRecord] = []
+        if self._live is not None:
+            self._live.restart()
 
     # ---- sampling
 
-    def sample(self, weights: Weights) -> SampleBatch:
+    def sample(self, weights: Mapping[PolicyID, Weights]) -> SampleBatch:
         """One fragment, postprocessed: `[T, B]` in truncate_episodes mode, else whole episodes, padded and masked."""
+        own = weights[DEFAULT_POLICY_ID]
         fragment = self.collect(weights)
-        return self.policy.postprocess(weights, fragment, None, jax.random.fold_in(self.key, -1 - self._unroll))
+        key = jax.random.fold_in(self._key, 2**31 + self._unroll)  # beyond the numbers of vector steps
+        batch = self.policy.postprocess(own, fragment, None, key).to_numpy()
+        hook = None if self.callbacks is None else self.callbacks.on_postprocess_trajectory
+        if hook is not None:
+            replaced = hook(worker=self.worker, policy_id=DEFAULT_POLICY_ID, batch=batch, original_batch=fragment)
+            batch = batch if replaced is None else replaced
+        return batch
 
-    def collect(self, weights: Weights) -> SampleBatch:
+    def collect(self, weights: Mapping[PolicyID, Weights]) -> SampleBatch:
         """One raw fragment: what the environments gave and the policy did, before postprocessing."""
-        steps, num_envs = self.config.rollout_fragment_length, self.env.num_envs
+        steps, num_envs, own = self.config.rollout_fragment_length, self.env.num_envs, weights[DEFAULT_POLICY_ID]
         rows = FragmentRows(self.env, self.policy.spec.action_space, steps, filtered=not self.filter.identity)
         rows.put_raw(0, self._obs)
         if not self.filter.identity:
@@ -103,7 +125,7 @@ class VectorSampler:
         i = 0
         while i < steps if active is None else active.any():
             rows.reserve(i + 1)
-            actions, logp = self._act(weights, rows.obs_row(i), starts[-1])
+            actions, logp = self._act(own, rows.obs_row(i), starts[-1])
             if logp is not None:
                 logps.append(np.asarray(logp))
             rows.put_actions(i, actions)
@@ -147,12 +169,12 @@ class VectorSampler:
             self._prev_rewards if "prev_rewards" in reads else None,
             start if self._recurrent else None,
         )
-        actions, self._carry, logp = self.policy.act(weights, inputs, self._carry, self.key, self.explore)
+        actions, self._carry, logp = self.policy.act(weights, inputs, self._carry, self._key, self.explore)
         actions = np.asarray(actions) if isinstance(actions, jax.Array) else jax.tree.map(np.asarray, actions)
         return actions, logp
 
     def _filtered(self, raw: PyTree) -> PyTree:
-        return raw if self.filter.identity else self.filter.apply(self.filter_state, raw)
+        return raw if self.filter.identity else self.filter.apply(self._filter_state, raw)
 
     def _starts_after(self, env_ended: list[tuple[int, Any]], fillers: list[np.ndarray]) -> np.ndarray:
         if not env_ended and not fillers:
@@ -238,8 +260,8 @@ class VectorSampler:
         if self.update_filter:
             seen = rows.raw(steps)
             seen = jax.tree.map(lambda x: x[valid] if valid is not None else x.reshape(-1, *x.shape[2:]), seen)
-            self.filter_state = self.filter.update(self.filter_state, seen)
-            self.filter_delta = self.filter.update(self.filter_delta, seen)
+            self._filter_state = self.filter.update(self._filter_state, seen)
+            self._filter_delta = self.filter.update(self._filter_delta, seen)
         self._obs = last_raw
         self._start = starts[-1]
         self._unroll += 1
@@ -280,6 +302,32 @@ class VectorSampler:
             index[: len(ended)] = [(i, b) for i, b, _ in ended]
         return final_obs, index
 
+    # ---- what the worker asks for
+
+    def pop_episodes(self) -> list[EpisodeRecord]:
+        """The episodes that ended since the last call."""
+        episodes, self.episodes = self.episodes, []
+        return episodes
+
+    @property
+    def filters(self) -> dict[PolicyID, Filter]:
+        """The observation filter, by policy."""
+        return {DEFAULT_POLICY_ID: self.filter}
+
+    @property
+    def filter_states(self) -> dict[PolicyID, PyTree]:
+        """The filter's statistics, by policy."""
+        return {DEFAULT_POLICY_ID: self._filter_state}
+
+    @filter_states.setter
+    def filter_states(self, states: Mapping[PolicyID, PyTree]) -> None:
+        self._filter_state = states[DEFAULT_POLICY_ID]
+
+    def pop_filter_deltas(self) -> dict[PolicyID, PyTree]:
+        """Statistics gathered since the last call, by policy."""
+        delta, self._filter_delta = self._filter_delta, self.filter.init()
+        return {DEFAULT_POLICY_ID: delta}
+
     # ---- state
 
     def get_state(self) -> dict[str, Any]:
@@ -294,9 +342,9 @@ class VectorSampler:
             "prev_rewards": self._prev_rewards,
             "final_slots": self._final_slots,
             "tracker": self._tracker.get_state(),
-            "filter": jax.tree.leaves(self.filter_state),
-            "filter_delta": jax.tree.leaves(self.filter_delta),
-            "episodes": [list(e[:2]) for e in self.episodes],
+            "filter": jax.tree.leaves(self._filter_state),
+            "filter_delta": jax.tree.leaves(self._filter_delta),
+            "episodes": self.episodes,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -304,17 +352,19 @@ class VectorSampler:
         restored = self.env.set_state(state["envs"])
         fresh = ~np.asarray(restored, bool)
         self._obs = self.env.observations()
-        self._carry = _refill(self._carry, state["carry"])
+        self._carry = refill(self._carry, state["carry"])
         self._step, self._unroll = int(state["step"]), int(state["unroll"])
         self._start = np.asarray(state["start"], bool) | fresh
-        self._prev_actions = _refill(self._prev_actions, state["prev_actions"])
+        self._prev_actions = refill(self._prev_actions, state["prev_actions"])
         self._prev_rewards = np.asarray(state["prev_rewards"], np.float32)
         self._set_previous(self._prev_actions, self._prev_rewards, self._start)
         self._final_slots = int(state["final_slots"])
         self._tracker.set_state(state["tracker"], restored)
-        self.filter_state = _refill(self.filter_state, state["filter"])
-        self.filter_delta = _refill(self.filter_delta, state["filter_delta"])
-        self.episodes = [EpisodeRecord(*record) for record in state["episodes"]]
+        self._filter_state = refill(self._filter_state, state["filter"])
+        self._filter_delta = refill(self._filter_delta, state["filter_delta"])
+        self.episodes = list(state["episodes"])
+        if self._live is not None:
+            self._live.restart()
 
 
 class _Before(NamedTuple):
@@ -331,11 +381,6 @@ def _zeroed(x: np.ndarray, where: np.ndarray) -> np.ndarray:
     return x
 
 
-def env_seeds(seed: int, worker_index: int, num_envs: int) -> list[int]:
-    """Seeds of a worker's environments: different for every worker and environment, the same for every run with `seed`."""
-    return [int(s) for s in np.random.SeedSequence([seed, worker_index]).generate_state(num_envs)]
-
-
 def _shifted(column: np.ndarray, previous: np.ndarray, starts: np.ndarray) -> np.ndarray:
     """The column one row later: `previous` in row 0, zeros where an episode starts."""
     out = np.concatenate([np.asarray(previous)[None].astype(column.dtype), column[:-1]])
@@ -343,6 +388,6 @@ def _shifted(column: np.ndarray, previous: np.ndarray, starts: np.ndarray) -> np
     return out
 
 
-def _refill(template: PyTree, leaves: list[Any]) -> PyTree:
+def refill(template: PyTree, leaves: list[Any]) -> PyTree:
     """`template` with other leaves, in its order."""
     return jax.tree.unflatten(jax.tree.structure(template), [x if isinstance(x, float) else np.asarray(x) for x in leaves])

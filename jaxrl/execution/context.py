@@ -1,0 +1,63 @@
+"""PlanContext: what the operators of a plan share: workers, learners, counters, timers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrl.data import MultiAgentBatch
+from jaxrl.execution.learner import Learner
+from jaxrl.metrics import Counters, Timer
+from jaxrl.rollout import WorkerSet
+from jaxrl.types import PolicyID
+
+STEPS_SAMPLED = "num_steps_sampled"
+STEPS_TRAINED = "num_steps_trained"
+AGENT_STEPS_SAMPLED = "num_agent_steps_sampled"
+AGENT_STEPS_TRAINED = "num_agent_steps_trained"
+
+
+class PlanContext:
+    """Shared by the operators of one plan; given to them when the plan is built.
+
+    Attributes:
+        config: the trainer's config.
+        workers: the worker set.
+        learners: the learners by policy.
+        counters: host counters by name, saved in checkpoints.
+        timers: timers by name; never saved.
+        learner_info: metrics of the last learning by policy.
+    """
+
+    def __init__(self, config: Any, workers: WorkerSet, learners: Mapping[PolicyID, Learner]):
+        self.config, self.workers, self.learners = config, workers, dict(learners)
+        self.counters = Counters()
+        self.timers: dict[str, Timer] = {}
+        self.learner_info: dict[PolicyID, dict[str, Any]] = {}
+
+    def timer(self, name: str) -> Timer:
+        """The timer called `name`, made on first use."""
+        return self.timers.setdefault(name, Timer())
+
+    @property
+    def policies_to_train(self) -> tuple[PolicyID, ...]:
+        """Ids of the policies that learn."""
+        chosen = self.config.multiagent.policies_to_train
+        return tuple(self.learners) if chosen is None else tuple(chosen)
+
+    def sync_weights(self) -> None:
+        """Evaluates the schedules of coeffs and broadcasts the learners' weights to the workers."""
+        timestep = self.counters[STEPS_SAMPLED]
+        for learner in self.learners.values():
+            learner.update_schedules(timestep)
+        self.workers.sync_weights({pid: learner.weights for pid, learner in self.learners.items()})
+
+    def count_sampled(self, batch: MultiAgentBatch) -> None:
+        """Adds a batch to the counters of sampled steps."""
+        self.counters[STEPS_SAMPLED] += batch.env_steps
+        self.counters[AGENT_STEPS_SAMPLED] += batch.agent_steps
+
+    def count_trained(self, batch: MultiAgentBatch) -> None:
+        """Adds a batch to the counters of trained steps."""
+        self.counters[STEPS_TRAINED] += batch.env_steps
+        self.counters[AGENT_STEPS_TRAINED] += batch.agent_steps

@@ -1,0 +1,145 @@
+"""Learner: owns a policy's TrainState, learns from batches, publishes immutable weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrl import trees
+from jaxrl.data import SampleBatch
+from jaxrl.policies import Policy, TrainState
+from jaxrl.types import ConfigError, NonFiniteError, Params, Weights
+
+
+class Learner:
+    """The only holder of a policy's TrainState.
+
+    Args:
+        policy: the policy.
+        key: PRNG key of the run.
+        policy_id: for messages.
+        num_devices: devices that share each batch; 1: the default device.
+
+    Raises:
+        ConfigError: more devices are asked for than there are.
+    """
+
+    def __init__(self, policy: Policy, key: Any, *, policy_id: str = "default_policy", num_devices: int = 1):
+        self.policy, self.policy_id = policy, policy_id
+        self._mesh = _mesh(num_devices)
+        self._state: TrainState = self._place_state(policy.init(key))
+
+    # ---- learning
+
+    def learn(self, batch: SampleBatch) -> dict[str, Any]:
+        """Every epoch and minibatch of one train batch; returns the metrics as floats.
+
+        Raises:
+            NonFiniteError: a metric is NaN or infinite, named; the state stays what it was.
+        """
+        state, out = self.policy.learn(self._state, self._place_batch(batch))
+        metrics = self._checked(out.metrics, batch)
+        self._state, self.rows = state, out.rows
+        return metrics
+
+    def gradients(self, batch: SampleBatch) -> tuple[Params, dict[str, Any]]:
+        """Gradients of one batch at the current parameters, and the metrics as floats."""
+        grads, out = self.policy.gradients(self._state, self._place_batch(batch))
+        return grads, self._checked(out.metrics, batch)
+
+    def apply_gradients(self, grads: Params) -> None:
+        """One optimiser step."""
+        self._state = self.policy.apply_gradients(self._state, grads)
+
+    def _checked(self, metrics: Mapping[str, Any], batch: SampleBatch) -> dict[str, float]:
+        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+        bad = next((name for name, value in values.items() if not np.isfinite(value)), None)
+        if bad is not None:
+            column = trees.first_nonfinite({name: batch[name] for name in batch})
+            where = f"; the batch's column {column} is not finite either" if column is not None else ""
+            shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
+            raise NonFiniteError(
+                f"policy {self.policy_id!r}, gradient step {int(self._state.step)}: metric {bad!r} is {values[bad]}{where}. "
+                f"All metrics: {shown}. The parameters stay as they were; lower lr, set grad_clip, or check the loss."
+            )
+        coeffs = {f"cur_{name}": float(value) for name, value in jax.device_get(dict(self._state.coeffs)).items()}
+        return {**values, **coeffs}
+
+    # ---- coeffs and weights
+
+    @property
+    def state(self) -> TrainState:
+        """The current state."""
+        return self._state
+
+    @state.setter
+    def state(self, state: TrainState) -> None:
+        self._state = self._place_state(state)
+
+    @property
+    def weights(self) -> Weights:
+        """The current weights, as an immutable snapshot."""
+        return self._state.weights
+
+    def set_coeffs(self, coeffs: Mapping[str, float]) -> None:
+        """Changes coeffs by name; nothing recompiles.
+
+        Raises:
+            ConfigError: the policy has no such coeff.
+        """
+        unknown = sorted(set(coeffs) - set(self._state.coeffs))
+        if unknown:
+            raise ConfigError(
+                f"policy {self.policy_id!r} has no coeffs {unknown}; it has {sorted(self._state.coeffs)}."
+            )
+        new = {name: jnp.asarray(value, jnp.float32) for name, value in coeffs.items()}
+        self._state = self._state.replace(coeffs={**self._state.coeffs, **self._replicated(new)})
+
+    def update_schedules(self, timestep: int) -> None:
+        """Evaluates the schedules of coeffs at `timestep` (env steps sampled)."""
+        schedules = self.policy.spec.schedules
+        if schedules:
+            self.set_coeffs({name: schedule(timestep) for name, schedule in schedules.items()})
+
+    # ---- devices
+
+    def _replicated(self, tree: Any) -> Any:
+        return tree if self._mesh is None else jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def _place_state(self, state: TrainState) -> TrainState:
+        return self._replicated(state)
+
+    def _place_batch(self, batch: SampleBatch) -> SampleBatch:
+        if self._mesh is None:
+            return batch
+        devices = self._mesh.size
+        width = batch.B if batch.time_major else batch.num_rows
+        if width % devices:
+            raise ConfigError(
+                f"num_learner_devices={devices}: a train batch of {width} columns does not divide among the devices; choose "
+                "num_workers x num_envs_per_worker (or the fragments in a batch) divisible by it."
+            )
+        rows = PartitionSpec(None, "data") if batch.time_major else PartitionSpec("data")
+        columns = {}
+        for name in batch:
+            spec = PartitionSpec() if name in ("final_obs", "final_index") else rows
+            spec = PartitionSpec("data") if name in ("state_in", "last_obs") else spec
+            columns[name] = jax.device_put(batch[name], NamedSharding(self._mesh, spec))
+        return SampleBatch._make(columns, batch.time_major)
+
+
+def _mesh(num_devices: int) -> Mesh | None:
+    if num_devices == 1:
+        return None
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise ConfigError(
+            f"num_learner_devices: {num_devices} asked for, {len(devices)} available ({devices[0].platform}); lower it, or on "
+            f"the CPU set XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}."
+        )
+    return Mesh(np.array(devices[:num_devices]), ("data",))

@@ -1,0 +1,93 @@
+"""Operators that cut a plan into iterations and report results."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from jaxrl import trees
+from jaxrl.execution.context import STEPS_SAMPLED, PlanContext
+from jaxrl.execution.iterators import LocalIterator, Operator
+from jaxrl.metrics import EpisodeRecord, summarize_episodes
+
+
+def StandardMetricsReporting(ctx: PlanContext, train_op: LocalIterator) -> LocalIterator:
+    """Results in RLlib's form, one for each iteration of a plan.
+
+    An iteration lasts until `timesteps_per_iteration` env steps have been sampled and `min_iter_time_s` seconds have passed since the
+    last one; with both 0, until the next item.
+
+    Args:
+        ctx: the plan's context.
+        train_op: the plan that learns.
+
+    Returns:
+        A LocalIterator of result dicts.
+    """
+    config = ctx.config
+    if config.timesteps_per_iteration:
+        train_op = train_op.filter(OncePerTimestepsElapsed(ctx, config.timesteps_per_iteration))
+    if config.min_iter_time_s:
+        train_op = train_op.filter(OncePerTimeInterval(config.min_iter_time_s))
+    return train_op.for_each(CollectMetrics(ctx))
+
+
+def OncePerTimestepsElapsed(ctx: PlanContext, delay_steps: int) -> Operator:
+    """True for the first item after each `delay_steps` env steps sampled; for `filter`. Its state is saved."""
+
+    def apply(last: int, _: Any) -> tuple[int, bool]:
+        now = ctx.counters[STEPS_SAMPLED]
+        return (now, True) if now - last >= delay_steps else (last, False)
+
+    return Operator(f"OncePerTimestepsElapsed({delay_steps})", apply, init=lambda: 0, host_only=True)
+
+
+def OncePerTimeInterval(seconds: float) -> Operator:
+    """True for the first item after each `seconds` of wall clock; for `filter`. It starts afresh when restored."""
+    last = [time.monotonic()]
+
+    def apply(state: Any, _: Any) -> tuple[Any, bool]:
+        now = time.monotonic()
+        if now - last[0] < seconds:
+            return state, False
+        last[0] = now
+        return state, True
+
+    return Operator(f"OncePerTimeInterval({seconds:g} s)", apply, host_only=True)
+
+
+def CollectMetrics(ctx: PlanContext) -> Operator:
+    """Makes a result of each item: episode statistics over the last `metrics_smoothing_episodes`, learner info, counters, timers.
+
+    The episodes are its state, and are saved.
+    """
+    keep = ctx.config.metrics_smoothing_episodes
+
+    def apply(history: list[EpisodeRecord], _: Any) -> tuple[list[EpisodeRecord], dict[str, Any]]:
+        ctx.workers.sync_filters()
+        new = ctx.workers.pop_episodes()
+        history = [*history, *new][-keep:]
+        counters = ctx.counters.save()
+        result = {
+            **summarize_episodes(history, new),
+            "timesteps_total": counters.get(STEPS_SAMPLED, 0),
+            "num_healthy_workers": len(ctx.workers.actors),
+            "info": {"learner": {pid: dict(info) for pid, info in ctx.learner_info.items()}, **counters},
+            "timers": {key: value for name, timer in ctx.timers.items() for key, value in timer.stats(name).items()},
+        }
+        return history, result
+
+    return Operator("CollectMetrics", apply, init=list, host_only=True)
+
+
+trees.register_codec(
+    EpisodeRecord,
+    lambda record: [
+        record.length,
+        record.reward,
+        [[agent, policy, reward] for (agent, policy), reward in record.agent_rewards.items()],
+        dict(record.custom_metrics),
+        {name: list(values) for name, values in record.hist_data.items()},
+    ],
+    lambda parts: EpisodeRecord(parts[0], parts[1], {(a, p): r for a, p, r in parts[2]}, parts[3], parts[4]),
+)

@@ -1,0 +1,17 @@
+"""Sampling: rollout workers, in-process and on Ray actors."""
+
+from jaxrl.rollout.config import MultiAgentConfig, RolloutConfig
+from jaxrl.rollout.sampler import VectorSampler
+from jaxrl.rollout.worker import PolicyRecipe, RolloutWorker, is_multi_agent, make_worker_env
+from jaxrl.rollout.worker_set import WorkerSet
+
+__all__ = [
+    "MultiAgentConfig",
+    "PolicyRecipe",
+    "RolloutConfig",
+    "RolloutWorker",
+    "VectorSampler",
+    "WorkerSet",
+    "is_multi_agent",
+    "make_worker_env",
+]

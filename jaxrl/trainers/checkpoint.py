@@ -1,0 +1,237 @@
+"""Checkpoints: a directory of JSON and safetensors, written atomically, read without running anything.
+
+| file | holds |
+| --- | --- |
+| `metadata.json` | format version, algorithm, environment, spaces, versions, iteration |
+| `config.json` | the config; functions and classes by name |
+| `state.json` | the structure of the state, with names of arrays for leaves |
+| `arrays.safetensors` | the arrays |
+
+The state holds learners (parameters, optimiser, coeffs, keys), counters, the plan's operator states, and where every worker stands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from jaxrl import config as config_lib
+from jaxrl import trees
+from jaxrl.types import CheckpointError, Params
+
+FORMAT_VERSION = 1
+_FILES = ("metadata.json", "config.json", "state.json", "arrays.safetensors")
+
+
+def save(trainer: Any, directory: str | os.PathLike[str]) -> str:
+    """Writes a checkpoint beside its final name, then renames it: a reader finds a whole checkpoint, or none.
+
+    Args:
+        trainer: the trainer.
+        directory: the checkpoint's final path; an older checkpoint of that name is replaced.
+
+    Returns:
+        The path.
+    """
+    target = pathlib.Path(directory).expanduser().absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        write(trainer, scratch)
+        scratch.chmod(0o755)
+        if target.exists():
+            _replace_directory(scratch, target)
+        else:
+            os.rename(scratch, target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    keep = trainer.options.keep_checkpoints_num
+    if keep is not None:
+        _drop_old(target, keep)
+    return str(target)
+
+
+def _replace_directory(scratch: pathlib.Path, target: pathlib.Path) -> None:
+    if not (target / "metadata.json").is_file() and any(target.iterdir()):
+        raise CheckpointError(f"{target}: exists and is no checkpoint; choose another path.")
+    aside = target.with_name(f".{target.name}-old-{os.getpid()}")
+    os.rename(target, aside)
+    os.rename(scratch, target)
+    shutil.rmtree(aside)
+
+
+def _drop_old(newest: pathlib.Path, keep: int) -> None:
+    siblings = sorted(p for p in newest.parent.glob("checkpoint_*") if (p / "metadata.json").is_file() and p != newest)
+    for old in siblings[: max(0, len(siblings) - (keep - 1))]:
+        shutil.rmtree(old)
+
+
+def write(trainer: Any, directory: pathlib.Path) -> None:
+    """Writes a checkpoint's files into an existing directory, each synced to disk, `metadata.json` last."""
+    structure, arrays = trees.encode(_state(trainer))
+    trees.write_arrays(directory / "arrays.safetensors", arrays)
+    _write_json(directory / "state.json", structure)
+    _write_json(directory / "config.json", config_lib.to_json(trainer.options))
+    digests = {name: _digest(directory / name) for name in _FILES if name != "metadata.json"}
+    _write_json(directory / "metadata.json", {**_metadata(trainer), "sha256": digests})
+    _sync(directory)
+
+
+def _metadata(trainer: Any) -> dict[str, Any]:
+    env = trainer.options.env
+    return {
+        "format_version": FORMAT_VERSION,
+        "algorithm": trainer.name,
+        "env": env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__),
+        "policies": {
+            pid: {"obs_space": str(r.obs_space), "action_space": str(r.action_space), "policy": r.factory.name}
+            for pid, r in trainer.recipes.items()
+        },
+        "training_iteration": trainer.iteration,
+        "timesteps_total": trainer.context.counters["num_steps_sampled"],
+        "jaxrl_version": importlib.metadata.version("jaxrl"),
+        "jax_version": jax.__version__,
+    }
+
+
+def _state(trainer: Any) -> dict[str, Any]:
+    return {
+        "learners": {pid: trees.flatten_with_paths(learner.state) for pid, learner in trainer.learners.items()},
+        "learner_info": trainer.context.learner_info,
+        "counters": trainer.context.counters.save(),
+        "plan": trainer.plan.get_state(),
+        "workers": trainer.workers.get_state(),
+        "progress": trainer.progress(),
+    }
+
+
+def load(trainer: Any, directory: pathlib.Path) -> None:
+    """Puts a checkpoint's state into a trainer; everything is read and compared first, so that a refused one changes nothing.
+
+    Raises:
+        CheckpointError: damaged, of another algorithm, newer format or other shapes.
+    """
+    metadata = read_metadata(directory, trainer.name)
+    for pid, saved in metadata["policies"].items():
+        recipe = trainer.recipes.get(pid)
+        if recipe is None:
+            raise CheckpointError(f"{directory}: has policy {pid!r}, this trainer has {sorted(trainer.recipes)}.")
+        for space in ("obs_space", "action_space"):
+            if str(getattr(recipe, space)) != saved[space]:
+                raise CheckpointError(
+                    f"{directory}: policy {pid!r} was trained in env {metadata['env']!r} with {space} {saved[space]}; this trainer's "
+                    f"env {trainer.options.env!r} has {getattr(recipe, space)}. Use the environment that it was trained in."
+                )
+    state = trees.decode(_read_json(directory / "state.json"), trees.read_arrays(directory / "arrays.safetensors"))
+    try:
+        learners = {
+            pid: trees.restore_like(learner.state, state["learners"][pid], f"{directory}: policy {pid!r}")
+            for pid, learner in trainer.learners.items()
+        }
+        progress, counters = state["progress"], state["counters"]
+        workers, plan, info = state["workers"], state["plan"], state["learner_info"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory}: state.json lacks {error}; it is damaged or was written by other code.") from error
+    trainer.plan.set_state(plan)
+    for pid, learner in trainer.learners.items():
+        learner.state = learners[pid]
+    trainer.context.counters.restore(counters)
+    trainer.context.learner_info = info
+    trainer.context.sync_weights()
+    trainer.workers.set_state(workers)
+    trainer.set_progress(progress)
+
+
+def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict[str, Any]:
+    """A checkpoint's metadata, after checking that its files are whole.
+
+    Args:
+        directory: the checkpoint.
+        algorithm: the algorithm that wants to read it; None: any.
+
+    Raises:
+        CheckpointError: it is none, is damaged, has a newer format or belongs to another algorithm.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    if not directory.is_dir():
+        what = "is a file" if directory.exists() else "does not exist"
+        raise CheckpointError(f"{directory}: {what}; a jaxrl checkpoint is a directory with {', '.join(_FILES)}.")
+    missing = [name for name in _FILES if not (directory / name).is_file() or (directory / name).is_symlink()]
+    if missing:
+        pickles = sorted(p.name for p in directory.iterdir() if p.suffix in (".pkl", ".pickle") or p.name.startswith("checkpoint-"))
+        hint = f" It holds {pickles}, which look like another library's pickles: jaxrl never reads those." if pickles else ""
+        raise CheckpointError(f"{directory}: lacks {', '.join(missing)}, so it is no jaxrl checkpoint.{hint}")
+    metadata = _read_json(directory / "metadata.json")
+    version = metadata.get("format_version") if isinstance(metadata, dict) else None
+    if not isinstance(version, int):
+        raise CheckpointError(f"{directory}: metadata.json has no format_version; it is damaged.")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{directory}: has format {version}, written by jaxrl {metadata.get('jaxrl_version')}; this jaxrl "
+            f"{importlib.metadata.version('jaxrl')} reads up to {FORMAT_VERSION}. Upgrade jaxrl."
+        )
+    for name, digest in metadata.get("sha256", {}).items():
+        if name not in _FILES or _digest(directory / name) != digest:
+            raise CheckpointError(f"{directory}: {name} is damaged (its checksum differs); use another checkpoint.")
+    if algorithm is not None and metadata.get("algorithm") != algorithm:
+        raise CheckpointError(
+            f"{directory}: is a checkpoint of {metadata.get('algorithm')}, not of {algorithm}; use {metadata.get('algorithm')}Trainer."
+        )
+    return metadata
+
+
+def read_config(
+    directory: pathlib.Path, algorithm: str | None, overrides: Mapping[str, Any], trust_imports: bool
+) -> dict[str, Any]:
+    """The config saved in a checkpoint, merged with `overrides`.
+
+    Raises:
+        CheckpointError: as `read_metadata`.
+        ConfigError: a function or class that the checkpoint does not hold and `overrides` does not give.
+    """
+    read_metadata(directory, algorithm)
+    data = _read_json(pathlib.Path(directory).expanduser() / "config.json")
+    return config_lib.fill_holes(data, overrides, trust_imports, where=f"{directory}: config.json")
+
+
+def like(template: Params, params: Params, where: str) -> Params:
+    """`params`, checked to have the structure, shapes and dtypes of `template`."""
+    return trees.restore_like(template, trees.flatten_with_paths(params), where)
+
+
+def _write_json(path: pathlib.Path, data: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}.") from error
+
+
+def _digest(path: pathlib.Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(directory: pathlib.Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,107 @@
+"""Ray: starting it when it is needed, and how much of the cluster a run asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from typing import Any
+
+import ray
+from ray import tune
+
+from jaxrl import registry
+from jaxrl.types import ConfigError
+
+
+def ensure_ray(address: str | None = None) -> bool:
+    """Connects to Ray, or starts it on this machine; returns whether it was started here.
+
+    Args:
+        address: of a cluster; None: `RAY_ADDRESS` if set, else a local one.
+    """
+    if ray.is_initialized():
+        return False
+    # Ray would say at length that actors of this run see its warnings; errors still come through.
+    ray.init(
+        address=address or os.environ.get("RAY_ADDRESS"),
+        include_dashboard=False if address is None and "RAY_ADDRESS" not in os.environ else None,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=True,
+    )
+    return True
+
+
+def shutdown_ray() -> None:
+    """Ends the Ray that `ensure_ray` started."""
+    ray.shutdown()
+
+
+def worker_count(config: Any) -> int:
+    """Actors that a run starts."""
+    return config.num_workers + (config.evaluation_num_workers if config.evaluation_interval else 0)
+
+
+def cpus_each(config: Any, available: float) -> tuple[float, float]:
+    """CPUs of the driver and of each worker: the numbers given; 'auto' is 1 where that fits, else an equal share.
+
+    Args:
+        config: a CommonConfig.
+        available: CPUs of the cluster.
+    """
+    workers = worker_count(config)
+    fixed = 0.0 if config.num_cpus_for_driver == "auto" else config.num_cpus_for_driver
+    fixed += 0.0 if config.num_cpus_per_worker == "auto" else config.num_cpus_per_worker * workers
+    sharing = (config.num_cpus_for_driver == "auto") + (workers if config.num_cpus_per_worker == "auto" else 0)
+    share = 1.0 if fixed + sharing <= available or not sharing else max(0.0, available - fixed) / sharing
+    share = int(share * 100) / 100 if share < 1 else 1.0  # Ray counts in ten-thousandths; rounding up would not fit
+    driver = share if config.num_cpus_for_driver == "auto" else config.num_cpus_for_driver
+    worker = share if config.num_cpus_per_worker == "auto" else config.num_cpus_per_worker
+    return driver, worker
+
+
+def with_worker_cpus(config: Any) -> Any:
+    """The config with numbers for the CPUs of workers that this process is about to start.
+
+    Raises:
+        ConfigError: the cluster cannot hold them.
+    """
+    group = ray.util.get_current_placement_group()
+    if group is not None:  # under Tune, the trial's own bundles: the driver's, then one a worker
+        worker = next((b.get("CPU", 0.0) for b in group.bundle_specs[1:]), 0.0)
+        return dataclasses.replace(config, num_cpus_per_worker=worker)
+    available = ray.cluster_resources().get("CPU", 0.0)
+    # Outside Tune the driver takes no slot of Ray's.
+    _, worker = cpus_each(dataclasses.replace(config, num_cpus_for_driver=0.0), available)
+    needed = worker * worker_count(config)
+    if needed > available + 1e-6 or worker <= 0 < worker_count(config):
+        raise ConfigError(
+            f"num_cpus_per_worker={config.num_cpus_per_worker} x {worker_count(config)} workers asks for {needed:g} CPUs; Ray has "
+            f"{available:g}. Lower one of them, or leave num_cpus_per_worker at 'auto'."
+        )
+    return dataclasses.replace(config, num_cpus_per_worker=worker)
+
+
+def placement(config: Any) -> tune.PlacementGroupFactory:
+    """What a trial asks of Tune.
+
+    Raises:
+        ConfigError: explicit numbers that the cluster cannot hold, with what was asked and what there is.
+    """
+    registry.publish_to_ray()
+    total = ray.cluster_resources() if ray.is_initialized() else {"CPU": float(os.cpu_count() or 1)}
+    available, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    driver, worker = cpus_each(config, available)
+    workers = worker_count(config)
+    asked, asked_gpus = driver + worker * workers, config.num_gpus + config.num_gpus_per_worker * workers
+    if asked > available + 1e-6 or asked_gpus > gpus + 1e-6:
+        raise ConfigError(
+            f"a trial asks for {asked:g} CPUs and {asked_gpus:g} GPUs (driver {driver:g}, {workers} workers of {worker:g}); the "
+            f"cluster has {available:g} and {gpus:g}. Lower num_workers, num_cpus_per_worker or num_gpus, or leave the CPUs at "
+            "'auto'."
+        )
+    own = {"CPU": driver, **({"GPU": config.num_gpus} if config.num_gpus else {})}
+    each = {"CPU": worker, **({"GPU": config.num_gpus_per_worker} if config.num_gpus_per_worker else {})}
+    each |= dict(config.custom_resources_per_worker)
+    return tune.PlacementGroupFactory([own, *[dict(each) for _ in range(workers)]], strategy="PACK")

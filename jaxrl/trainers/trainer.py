@@ -1,0 +1,376 @@
+"""Trainer: the shell around workers, learners and a plan; a Tune trainable as it stands."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from ray import tune
+
+from jaxrl import config as config_lib
+from jaxrl.execution.context import PlanContext
+from jaxrl.execution.iterators import LocalIterator
+from jaxrl.execution.learner import Learner
+from jaxrl.policies import Policy, PolicyFactory
+from jaxrl.rollout import WorkerSet, is_multi_agent
+from jaxrl.trainers import checkpoint, compilation, evaluation, resources, setup
+from jaxrl.trainers.config import CommonConfig
+from jaxrl.trainers.inference import ActionComputer
+from jaxrl.trainers.results import ResultWriter
+from jaxrl.types import DEFAULT_POLICY_ID, ConfigError, PolicyID
+
+
+class Trainer(tune.Trainable):
+    """Trains policies; made by `build_trainer`, which sets the class attributes.
+
+    Args:
+        config: options by their flat names; never changed.
+        storage: given by Tune.
+        env: shorthand for `config["env"]`.
+        results_dir: where results go, made with the first one; None: a directory of its own under `~/ray_results/default`.
+
+    Raises:
+        ConfigError: an unknown or mistyped option, or ones that do not fit together; before any actor starts.
+
+    Example:
+        >>> trainer = PPOTrainer(config={"env": "CartPole-v1"})
+        >>> trainer.train()["episode_reward_mean"]
+        >>> path = trainer.save()
+        >>> PPOTrainer.from_checkpoint(path).train()
+    """
+
+    config_class: ClassVar[type] = CommonConfig
+    policy_factory: ClassVar[PolicyFactory]
+    execution_plan: ClassVar[Callable[[PlanContext], LocalIterator]]
+    validate_config: ClassVar[Callable[[Any], Any]]
+    with_updates: ClassVar[Callable[..., type[Trainer]]]
+
+    def __init__(
+        self,
+        config: Mapping[str, Any] | None = None,
+        storage: Any = None,
+        *,
+        env: Any = None,
+        results_dir: str | pathlib.Path | None = None,
+    ):
+        given = dict(config or {})
+        # Tune hands its own entries over in the config; the rest is never copied deeply, since it may hold environments.
+        tunes = {key: given.pop(key) for key in list(given) if key.startswith("__") and key.endswith("__")}
+        if env is not None:
+            given["env"] = env
+        self._given = given
+        self._results_dir = results_dir
+        super().__init__(tunes, storage)
+
+    # ---- Tune's hooks
+
+    def setup(self, config: Mapping[str, Any]) -> None:
+        """Builds everything; called once by the constructor."""
+        del config
+        compilation.compile_seconds()
+        self.options = self.resolve_config(self._given)
+        self.config = config_lib.to_dict(self.options)
+        compilation.enable_compile_cache(self.options.compile_cache)
+        self._stopped = False
+        self._started_ray = False
+        self._evaluation_workers: WorkerSet | None = None
+        env = setup.probe_env(self.options)
+        try:
+            self.recipes = setup.make_recipes(self.options, self.policy_factory, env)
+            self.policies: dict[PolicyID, Policy] = {pid: recipe.build() for pid, recipe in self.recipes.items()}
+        except BaseException:
+            setup.close_env(env)
+            raise
+        self.multi_agent = is_multi_agent(env)
+        if self.options.num_workers > 0:
+            setup.close_env(env)
+            env = None
+        if self.options.num_workers > 0 or self.options.evaluation_num_workers > 0:
+            self._started_ray = resources.ensure_ray()
+            self.options = resources.with_worker_cpus(self.options)
+        self.workers = WorkerSet(self.options, self.policies, self.recipes, env=env)
+        key = jax.random.key(self.options.seed)
+        self.learners = {
+            pid: Learner(
+                policy, jax.random.fold_in(key, 2**20 + i), policy_id=pid, num_devices=self.options.num_learner_devices
+            )
+            for i, (pid, policy) in enumerate(self.policies.items())
+        }
+        self.context = PlanContext(self.options, self.workers, self.learners)
+        self.context.sync_weights()
+        self.plan = type(self).execution_plan(self.context)
+        self._writer = None if self._storage else ResultWriter(self._results_dir, self.name, self.options)
+        self._inference = ActionComputer(self)
+
+    @classmethod
+    def resolve_config(cls, config: Mapping[str, Any]) -> Any:
+        """The complete, checked options that a flat config dict stands for.
+
+        Raises:
+            ConfigError: an unknown or mistyped option, or options that do not fit together.
+        """
+        options = config_lib.parse(cls.config_class, config, where=f"{cls.__name__} config")
+        if options.env is None:
+            raise ConfigError(f'{cls.__name__} config: no environment; set "env", e.g. {{"env": "CartPole-v1"}}.')
+        options = setup.with_fragment_length(setup.with_seed(options))
+        changed = cls.validate_config(options)
+        return options if changed is None else changed
+
+    def step(self) -> dict[str, Any]:
+        """One iteration; `train()` calls it."""
+        started, compiled = time.perf_counter(), compilation.compile_seconds()
+        sampled = self.context.counters["num_steps_sampled"]
+        result = dict(next(self.plan))
+        result["timesteps_this_iter"] = self.context.counters["num_steps_sampled"] - sampled
+        result["compile_time_s"] = compilation.compile_seconds() - compiled
+        result["env_steps_per_s"] = result["timesteps_this_iter"] / (time.perf_counter() - started)
+        interval = self.options.evaluation_interval
+        if interval is not None and (self._iteration + 1) % interval == 0:
+            result["evaluation"] = self.evaluate()
+        if self.options.callbacks is not None and self.options.callbacks.on_train_result is not None:
+            self.options.callbacks.on_train_result(trainer=self, result=result)
+        return result
+
+    def log_result(self, result: dict[str, Any]) -> None:
+        """Writes a result to the results directory, outside Tune."""
+        if self._writer is not None:
+            self._writer.write(result)
+
+    def cleanup(self) -> None:
+        """Ends workers, closes files; `stop()` calls it."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self.plan.close()
+        self.workers.stop()
+        if self._evaluation_workers is not None:
+            self._evaluation_workers.stop()
+        if self._writer is not None:
+            self._writer.close()
+        if self._started_ray:
+            resources.shutdown_ray()
+
+    def _setup_logdir(self) -> None:
+        # Outside Tune nothing is made before the first result.
+        if self._storage:
+            super()._setup_logdir()
+
+    @classmethod
+    def default_resource_request(cls, config: Mapping[str, Any]) -> Any:
+        """What a trial asks of Tune: the driver and its workers.
+
+        Raises:
+            ConfigError: the cluster cannot hold it; with what was asked and what there is.
+        """
+        return resources.placement(cls.resolve_config({k: v for k, v in config.items() if not k.startswith("__")}))
+
+    # ---- evaluation and actions
+
+    def evaluate(self) -> dict[str, Any]:
+        """Runs `evaluation_num_episodes` episodes with the current weights in environments of their own.
+
+        Returns:
+            Episode statistics under the same keys as training results.
+        """
+        return evaluation.evaluate(self)
+
+    def compute_action(
+        self,
+        observation: Any,
+        state: Any = None,
+        prev_action: Any = None,
+        prev_reward: Any = None,
+        *,
+        policy_id: PolicyID = DEFAULT_POLICY_ID,
+        explore: bool | None = None,
+    ) -> Any:
+        """The action for one observation, as the environment wants it (filtered in, clipped out).
+
+        Args:
+            observation: one observation, without batch axes.
+            state: model state; `get_initial_state()` to begin with. If given, the next state is returned too.
+            prev_action, prev_reward: for models that read them.
+            policy_id: the policy that acts.
+            explore: sample (True) or take the mode (False); None: as `config["explore"]`.
+
+        Returns:
+            The action, or `(action, state)` where a state was given.
+        """
+        return self._inference.one(observation, state, prev_action, prev_reward, policy_id, explore)
+
+    def compute_actions(
+        self, observations: Mapping[Any, Any], *, policy_id: PolicyID = DEFAULT_POLICY_ID, explore: bool | None = None
+    ) -> dict[Any, Any]:
+        """Actions for several observations by key (agents, say), in one call of a feed-forward policy."""
+        return self._inference.many(observations, policy_id, explore)
+
+    def get_initial_state(self, policy_id: PolicyID = DEFAULT_POLICY_ID) -> Any:
+        """The model state before an episode's first step, `()` for feed-forward models."""
+        return self._inference.initial_state(policy_id)
+
+    def get_policy(self, policy_id: PolicyID = DEFAULT_POLICY_ID) -> Policy:
+        """The policy called `policy_id`."""
+        try:
+            return self.policies[policy_id]
+        except KeyError:
+            raise ConfigError(f"no policy {policy_id!r}; there are {sorted(self.policies)}.") from None
+
+    def get_weights(self) -> dict[PolicyID, Any]:
+        """Parameters by policy, as host arrays."""
+        return {pid: jax.tree.map(np.asarray, learner.weights.params) for pid, learner in self.learners.items()}
+
+    def set_weights(self, weights: Mapping[PolicyID, Any]) -> None:
+        """Replaces the parameters of the policies given, on learner and workers."""
+        for pid, params in weights.items():
+            learner = self.learners[pid]
+            learner.state = learner.state.replace(params=checkpoint.like(learner.state.params, params, f"policy {pid!r}"))
+        self.context.sync_weights()
+
+    def set_coeffs(self, policy_id: PolicyID = DEFAULT_POLICY_ID, **coeffs: float) -> None:
+        """Changes coeffs (lr, clip_param, ...) of a policy; nothing recompiles."""
+        self.learners[policy_id].set_coeffs(coeffs)
+        self.context.sync_weights()
+
+    # ---- checkpoints
+
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """Writes a checkpoint, atomically.
+
+        Args:
+            checkpoint_dir: where; None: `checkpoint_<iteration>` under the results directory.
+
+        Returns:
+            Its path (under Tune, what Tune expects).
+        """
+        if self._storage:
+            return super().save(checkpoint_dir)
+        if checkpoint_dir is None:
+            assert self._writer is not None
+            checkpoint_dir = str(self._writer.directory / f"checkpoint_{self._iteration:06d}")
+        return checkpoint.save(self, checkpoint_dir)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Writes a checkpoint into a directory that Tune made."""
+        checkpoint.write(self, pathlib.Path(checkpoint_dir))
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Continues from a checkpoint of the same algorithm, bit for bit where the environments allow it.
+
+        Args:
+            checkpoint_path: what `save` returned, or a Tune checkpoint.
+
+        Raises:
+            CheckpointError: damaged, of another algorithm, format or shape; the trainer stays as it was.
+        """
+        found = getattr(checkpoint_path, "checkpoint", checkpoint_path)
+        if hasattr(found, "as_directory"):
+            with found.as_directory() as directory:
+                self.load_checkpoint(directory)
+        else:
+            self.load_checkpoint(found)
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """See `restore`."""
+        from jaxrl.trainers.checkpoint import load
+
+        load(self, pathlib.Path(checkpoint))
+        self._restored = True
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | pathlib.Path, config: Mapping[str, Any] | None = None, *, trust_imports: bool = False, **options: Any
+    ) -> Trainer:
+        """A trainer that continues from a checkpoint, with the config saved in it.
+
+        Args:
+            path: a checkpoint's directory.
+            config: options that differ; functions and classes that the checkpoint could not hold.
+            trust_imports: import the functions and classes that the checkpoint names, which runs their modules.
+            options: further arguments of the constructor.
+
+        Raises:
+            CheckpointError: not a checkpoint of this algorithm, or damaged.
+        """
+        saved = checkpoint.read_config(pathlib.Path(path), cls.name_of(), config or {}, trust_imports)
+        trainer = cls(saved, **options)
+        try:
+            trainer.restore(str(path))
+        except BaseException:
+            trainer.stop()
+            raise
+        return trainer
+
+    def evaluation_workers(self) -> WorkerSet:
+        """The workers of evaluation, made on first use."""
+        if self._evaluation_workers is None:
+            self._evaluation_workers = evaluation.make_evaluation_workers(self)
+        return self._evaluation_workers
+
+    def progress(self) -> dict[str, Any]:
+        """What `train()` counts beside the plan: iteration and totals."""
+        return {
+            "iteration": self._iteration,
+            "time_total": self._time_total,
+            "episodes_total": self._episodes_total,
+            "inference_calls": self._inference.calls,
+        }
+
+    def set_progress(self, progress: Mapping[str, Any]) -> None:
+        """Continues counting from what `progress` returned."""
+        self._iteration, self._time_total = int(progress["iteration"]), float(progress["time_total"])
+        self._episodes_total = progress["episodes_total"]
+        self._inference.calls = int(progress["inference_calls"])
+        self._iterations_since_restore, self._time_since_restore, self._timesteps_since_restore = 0, 0.0, 0
+
+    # ---- about
+
+    @classmethod
+    def name_of(cls) -> str:
+        """The algorithm's name, as in checkpoints and `--run`: the class's without 'Trainer'."""
+        return cls.__name__.removesuffix("Trainer")
+
+    @property
+    def name(self) -> str:
+        """The algorithm's name."""
+        return self.name_of()
+
+    @property
+    def results_dir(self) -> pathlib.Path | None:
+        """Where results and checkpoints go; None under Tune."""
+        return None if self._writer is None else self._writer.directory
+
+    @classmethod
+    def config_help(cls) -> Any:
+        """Every option with type, default and meaning: a table in a notebook, text when printed."""
+        from jaxrl.trainers.config_table import ConfigTable
+
+        return ConfigTable(cls.name_of(), config_lib.describe(cls.config_class))
+
+    def fit(self, iterations: int, **options: Any) -> Any:
+        """Trains for a number of iterations, with a live curve in a notebook or a live table in a terminal.
+
+        Args:
+            iterations: at most so many.
+            options: see `jaxrl.trainers.fit.fit`.
+
+        Returns:
+            A History: `.plot()`, `.to_pandas()`, `[-1]` the last result.
+        """
+        from jaxrl.trainers.fit import fit
+
+        return fit(self, iterations, **options)
+
+    def __enter__(self) -> Trainer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        env = self.options.env if isinstance(self.options.env, str) else type(self.options.env).__name__
+        return f"{type(self).__name__}(env={env!r}, iteration={self._iteration}, policies={sorted(self.policies)})"
+
