@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxrl import registry
 from jaxrl.coercion import deep_update, short
 from jaxrl.types import ConfigError
 
-REF, REGISTERED, HOLE, FLOAT, FIELDS = "$ref", "$registered", "$hole", "$float", "$fields"
+REF, REGISTERED, HOLE, FLOAT, FIELDS, SPACE = "$ref", "$registered", "$hole", "$float", "$fields", "$space"
 
 # References into these packages are imported without asking: they hold jaxrl's own functions and classes, and nothing
 # that imports or runs what its arguments say.
@@ -38,9 +39,10 @@ _NOT_GIVEN: Any = object()
 def encode(value: Any, key: str = "") -> Any:
     """Returns `value` as JSON data; `key` is its dotted place, for holes.
 
-    Tuples become lists, NumPy scalars and arrays numbers and lists, infinities `{"$float": "inf"}`, NamedTuples and
-    dataclasses (callbacks, say) `{"$ref": class, "$fields": {...}}`, functions and classes `{"$registered":
-    "kind:name"}` or `{"$ref": "module:attr"}`. Anything else has no name (a lambda, say) and becomes `{"$hole": key}`.
+    Tuples become lists, NumPy scalars and arrays numbers and lists, infinities `{"$float": "inf"}`, spaces `{"$space":
+    {...}}`, NamedTuples and dataclasses (callbacks, say) `{"$ref": class, "$fields": {...}}`, functions and classes
+    `{"$registered": "kind:name"}` or `{"$ref": "module:attr"}`. Anything else has no name (a lambda, say) and becomes
+    `{"$hole": key}`.
     """
     if value is None or isinstance(value, (bool, int, str)):
         return value
@@ -48,6 +50,9 @@ def encode(value: Any, key: str = "") -> Any:
         return encode(value.tolist(), key)
     if isinstance(value, float):
         return value if math.isfinite(value) else {FLOAT: repr(value)}
+    space = _space(value)
+    if space is not None:
+        return {SPACE: space}
     registered = _registered_name(value)
     if registered is not None:
         return {REGISTERED: registered}
@@ -109,6 +114,10 @@ class _Reader:
             )
         if tags == {FLOAT} and node[FLOAT] in ("inf", "-inf", "nan"):
             return float(node[FLOAT])
+        if tags == {SPACE}:
+            from jaxrl.space_json import decode_space
+
+            return decode_space(node[SPACE])
         if tags == {REGISTERED} and isinstance(node[REGISTERED], str):
             kind, _, name = node[REGISTERED].partition(":")
             return registry.resolve(kind, name)
@@ -147,6 +156,16 @@ def _fields_of(value: Any) -> dict[str, Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
     return None
+
+
+def _space(value: Any) -> dict[str, Any] | None:
+    # There can be no space before gymnasium is loaded, and a configuration without one need not wait for its import.
+    gymnasium = sys.modules.get("gymnasium")
+    if gymnasium is None or not isinstance(value, gymnasium.Space):
+        return None
+    from jaxrl.space_json import encode_space
+
+    return encode_space(value)
 
 
 def _registered_name(value: Any) -> str | None:

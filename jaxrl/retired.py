@@ -19,8 +19,6 @@ RETIRED: Mapping[str, tuple[str, str]] = {
         "devices are JAX's",
         "Set XLA_FLAGS=--xla_force_host_platform_device_count=N and num_learner_devices=N.",
     ),
-    "num_gpus": ("devices are JAX's, a GPU or not", "Use num_learner_devices."),
-    "num_gpus_per_worker": ("rollout workers act on the CPU", "Remove it; the learner takes num_learner_devices."),
     "tf_session_args": (_NO_SESSIONS, f"Remove it; {_ENV_VARS}."),
     "local_tf_session_args": (_NO_SESSIONS, f"Remove it; {_ENV_VARS}."),
     "sample_batch_size": ("RLlib renamed it", "Use rollout_fragment_length."),
@@ -51,7 +49,9 @@ RETIRED: Mapping[str, tuple[str, str]] = {
     "memory": ("Ray manages its own memory", "Set it in ray.init or `ray start`."),
     "object_store_memory": ("Ray manages its own memory", "Set it in ray.init or `ray start`."),
     "object_store_memory_per_worker": ("Ray manages its own memory", "Set it in ray.init or `ray start`."),
-    "custom_eval_function": ("RLlib renamed it", "Use custom_evaluation_function."),
     "in_evaluation": ("workers know it from their worker set", "Remove it."),
-    "logger_config": ("results go to one place, with or without Tune", "Use storage_path."),
+    "logger_config": (
+        "results go to one place, with or without Tune",
+        "Remove it; Tune's storage_path or `jaxrl train --storage-path` says where.",
+    ),
 }

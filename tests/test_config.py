@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -173,6 +174,12 @@ def test_retired_keys_say_why_and_what_instead():
         assert replacement.endswith(".")
 
 
+def test_no_option_is_retired():
+    from jaxrl.trainers.config import CommonConfig
+
+    assert not set(RETIRED) & {doc.key.split(".")[0] for doc in describe(CommonConfig)}
+
+
 def test_a_retired_key_that_a_config_declares_is_an_option_again():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class WithMemory:
@@ -302,6 +309,13 @@ def test_malformed_json_values_are_refused(value):
 
 def test_keys_that_look_like_tags_never_become_tags():
     assert to_json({"a": {"$ref": "os:getcwd"}}) == {"a": {"$hole": "a"}}
+
+
+def test_spaces_survive_json():
+    data = {"policies": {"p": (None, spaces.Box(-1.0, 1.0, (2,)), spaces.Discrete(3), {})}}
+    text = json.dumps(to_json(data), allow_nan=False)
+    assert fill_holes(json.loads(text)) == {"policies": {"p": [None, *data["policies"]["p"][1:]]}}
+    assert to_json({"space": spaces.Text(5)}) == {"space": {"$hole": "space"}}
 
 
 def test_named_tuples_keep_their_type():

@@ -20,6 +20,7 @@ FLOORS = {
     "config_json": 1,
     "coercion": 1,
     "retired": 1,
+    "space_json": 1,
     "callbacks": 1,
     "schedules": 1,
     "trees": 1,
