@@ -4,8 +4,16 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
-# Ray: no dashboard metrics and no usage reports from tests, and warnings about them neither.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray says on every start that this will change, and warnings are errors.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import jaxrl  # noqa: F401
+import hypothesis
+
+import jaxrl
+
+# Examples that compile, or run beside other tests, take as long as they take; pytest-timeout ends what hangs.
+hypothesis.settings.register_profile("jaxrl", deadline=None)
+hypothesis.settings.load_profile("jaxrl")
+
+assert jaxrl.__version__
