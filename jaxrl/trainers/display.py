@@ -1,0 +1,181 @@
+"""Displays of a run in progress: a curve in a notebook, a table in a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxrl.trainers.history import History, value_at
+
+# How a display names what it shows, in this order; the last number is the decimals.
+_COLUMNS = (
+    ("iteration", "training_iteration", 0),
+    ("env steps", "timesteps_total", 0),
+    ("reward mean", "episode_reward_mean", 1),
+    ("min", "episode_reward_min", 1),
+    ("max", "episode_reward_max", 1),
+    ("length", "episode_len_mean", 1),
+    ("steps/s", "env_steps_per_s", 0),
+    ("seconds", "time_total_s", 1),
+    ("compiling", "compile_time_s", 1),
+)
+_ROWS = 12
+_SECONDS = 1.0
+
+
+class Display(NamedTuple):
+    """What shows a run: a family of functions.
+
+    Attributes:
+        update: called with the history after each result.
+        note: shows one line beside the results.
+        close: shows the final state; called once.
+    """
+
+    update: Callable[[History], None]
+    note: Callable[[str], None]
+    close: Callable[[History], None]
+
+
+def open_display(verbose: bool | None = None, *, title: str = "") -> Display:
+    """The display that fits where the process runs.
+
+    Args:
+        verbose: False: shows nothing; None or True: a curve in a notebook, a table in a terminal, else lines.
+        title: shown above a table.
+    """
+    if verbose is False:
+        return Display(lambda history: None, lambda text: None, lambda history: None)
+    if in_notebook():
+        return notebook_display()
+    from rich.console import Console
+
+    console = Console()
+    return table_display(console, title) if console.is_terminal else line_display()
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and getattr(shell, "kernel", None) is not None
+
+
+def notebook_display() -> Display:
+    """One output that is updated in place with the curve and the last numbers, at most every second."""
+    from IPython.display import HTML, display
+
+    handle: Any = None
+    ready = 0.0
+
+    def show(history: History) -> None:
+        nonlocal handle, ready
+        started = time.monotonic()
+        page = HTML(history._repr_html_())
+        if handle is None:
+            handle = display(page, display_id=True)
+        else:
+            handle.update(page)
+        now = time.monotonic()
+        # Drawing never takes more than a twentieth of the time.
+        ready = now + max(_SECONDS, 20 * (now - started))
+
+    def update(history: History) -> None:
+        if time.monotonic() >= ready:
+            show(history)
+
+    def close(history: History) -> None:
+        if history:
+            show(history)
+
+    return Display(update, print, close)
+
+
+def table_display(console: Any, title: str = "") -> Display:
+    """A table of the last results that is redrawn in place.
+
+    Args:
+        console: a rich Console.
+        title: shown above.
+    """
+    from rich.live import Live
+
+    live = Live(console=console, auto_refresh=False, transient=False)
+    ready = 0.0
+
+    def show(history: History) -> None:
+        nonlocal ready
+        if not live.is_started:
+            live.start()
+        live.update(_table(history, title), refresh=True)
+        ready = time.monotonic() + 0.25
+
+    def update(history: History) -> None:
+        if time.monotonic() >= ready:
+            show(history)
+
+    def close(history: History) -> None:
+        if history:
+            show(history)
+        live.stop()
+
+    return Display(update, console.print, close)
+
+
+def line_display(write: Callable[[str], None] | None = None) -> Display:
+    """Plain lines, one a result and at most one a second: what a log file can hold.
+
+    Args:
+        write: takes a line; None: standard output.
+    """
+    emit = write or (lambda text: print(text, flush=True))
+    ready = 0.0
+    shown = 0
+
+    def show(history: History) -> None:
+        nonlocal ready, shown
+        emit(format_line(history[-1]))
+        ready, shown = time.monotonic() + _SECONDS, len(history)
+
+    def update(history: History) -> None:
+        if time.monotonic() >= ready:
+            show(history)
+
+    def close(history: History) -> None:
+        if len(history) > shown:
+            show(history)
+
+    return Display(update, emit, close)
+
+
+def format_line(result: Mapping[str, Any]) -> str:
+    """A result in one line.
+
+    Example:
+        >>> format_line({"training_iteration": 3, "timesteps_total": 12000, "episode_reward_mean": 42.0})
+        'iteration 3  env steps 12,000  reward mean 42.0'
+    """
+    return "  ".join(f"{title} {text}" for title, text in zip(_titles(), _cells(result), strict=True) if text != "-")
+
+
+def _titles() -> list[str]:
+    return [title for title, _, _ in _COLUMNS]
+
+
+def _cells(result: Mapping[str, Any]) -> list[str]:
+    values = [(value_at(result, key), decimals) for _, key, decimals in _COLUMNS]
+    return [f"{value:,.{decimals}f}" if math.isfinite(value) else "-" for value, decimals in values]
+
+
+def _table(history: History, title: str) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for name in _titles():
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in history[-_ROWS:]:
+        table.add_row(*_cells(result))
+    return table
