@@ -12,7 +12,7 @@ from jaxrl.envs.process_vector_env import ProcessVectorEnv
 from jaxrl.envs.replay_log import ResumeWarning
 from jaxrl.envs.rows import empty_rows
 from jaxrl.envs.vector_env import VectorEnv
-from jaxrl.envs.vectorize import make_vector_env
+from jaxrl.envs.vectorize import make_environments, make_vector_env
 
 register_built_in()
 
@@ -33,6 +33,7 @@ __all__ = [
     "check_fragment",
     "empty_rows",
     "make_env_creator",
+    "make_environments",
     "make_multi_agent",
     "make_vector_env",
     "register_built_in",

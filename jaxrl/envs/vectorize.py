@@ -11,6 +11,7 @@ from jaxrl.envs.creation import make_env_creator
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.list_vector_env import ListVectorEnv
 from jaxrl.envs.multi_agent import MultiAgentEnv
+from jaxrl.envs.multi_agent_runner import MultiAgentRunner
 from jaxrl.envs.native_vector_env import NativeVectorEnv
 from jaxrl.envs.process_vector_env import ProcessVectorEnv
 from jaxrl.envs.vector_env import VectorEnv
@@ -22,7 +23,7 @@ STEPPING = ("auto", "sync", "async", "native")
 NATIVE_FROM = 32
 
 
-def make_vector_env(
+def make_environments(
     env: Any,
     num_envs: int = 1,
     context: EnvContext | None = None,
@@ -30,8 +31,8 @@ def make_vector_env(
     stepping: str = "auto",
     num_processes: int | None = None,
     checks: bool = True,
-) -> VectorEnv:
-    """Creates a worker's environments behind one VectorEnv.
+) -> VectorEnv | list[MultiAgentRunner]:
+    """Creates a worker's environments: a VectorEnv, or a list of MultiAgentRunners for a multi-agent environment.
 
     Args:
         env: a creator, or anything that `make_env_creator` takes.
@@ -44,14 +45,14 @@ def make_vector_env(
         checks: check the first resets and steps in full.
 
     Returns:
-        A VectorEnv.
+        A VectorEnv, or a MultiAgentRunner for each multi-agent environment.
 
     Raises:
-        ConfigError: unknown stepping, or one that this environment cannot offer; a multi-agent environment.
+        ConfigError: unknown stepping, or one that this environment cannot offer.
         EnvError: an environment could not be created, or breaks its contract.
 
     Example:
-        >>> vector = make_vector_env("CartPole-v1", 4)
+        >>> vector = make_environments("CartPole-v1", 4)
         >>> vector.reset(seeds=[0, 1, 2, 3]).shape
         (4, 4)
         >>> vector.close()
@@ -70,8 +71,7 @@ def make_vector_env(
         if creator.instances is not None:
             raise ConfigError(
                 "env_stepping='async': expected a class, a creator or a name that each process can create its "
-                "environments "
-                "from, got environments that exist already"
+                "environments from, got environments that exist already"
             )
         return ProcessVectorEnv(creator, num_envs, context, num_processes=num_processes, checks=checks)
     first = creator(context.copy_with_overrides(vector_index=0))
@@ -81,20 +81,42 @@ def make_vector_env(
         first.close()
         raise ConfigError(
             f"env_stepping='native': expected an environment with a vector env of its own, and {creator.name} has "
-            "none; use "
-            "'auto', 'sync' or 'async', or a creator that returns a gymnasium.vector.VectorEnv"
-        )
-    if isinstance(first, MultiAgentEnv):
-        raise ConfigError(
-            f"{creator.name}: expected a single-agent environment here, got the multi-agent {type(first).__name__}; "
-            "configure `multiagent` (policies and policy_mapping_fn)"
+            "none; use 'auto', 'sync' or 'async', or a creator that returns a gymnasium.vector.VectorEnv"
         )
     if creator.instances is not None and len(creator.instances) != num_envs:
         raise ConfigError(
             f"env: expected {num_envs} environments (num_envs_per_worker), got a list of {len(creator.instances)}"
         )
     rest = [creator(context.copy_with_overrides(vector_index=b)) for b in range(1, num_envs)]
+    if isinstance(first, MultiAgentEnv):
+        return [MultiAgentRunner(env, place, b, checks=checks) for b, env in enumerate([first, *rest])]
     return ListVectorEnv([first, *rest], place, checks=checks)
+
+
+def make_vector_env(
+    env: Any,
+    num_envs: int = 1,
+    context: EnvContext | None = None,
+    *,
+    stepping: str = "auto",
+    num_processes: int | None = None,
+    checks: bool = True,
+) -> VectorEnv:
+    """`make_environments` for single-agent environments.
+
+    Raises:
+        ConfigError: as `make_environments`; a multi-agent environment.
+    """
+    made = make_environments(env, num_envs, context, stepping=stepping, num_processes=num_processes, checks=checks)
+    if isinstance(made, list):
+        kind = type(made[0].env).__name__
+        for runner in made:
+            runner.close()
+        raise ConfigError(
+            f"{made[0].place.env_id}: expected a single-agent environment here, got the multi-agent {kind}; "
+            "configure `multiagent` (policies and policy_mapping_fn)"
+        )
+    return made
 
 
 def _from_vector_env(

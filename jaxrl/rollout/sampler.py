@@ -18,6 +18,7 @@ from jaxrl.envs import VectorEnv, check_fragment, empty_rows
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
 from jaxrl.rollout.actions import action_transform, clip_rewards
+from jaxrl.rollout.agent_rows import final_slots, refill
 from jaxrl.rollout.episodes import EpisodeTracker
 from jaxrl.rollout.filters import Filter
 from jaxrl.rollout.fragment import FragmentRows
@@ -280,12 +281,7 @@ class VectorSampler:
         return total, starts, valid
 
     def _finals(self, ended: list[tuple[int, int, Any]], steps: int) -> tuple[PyTree, np.ndarray]:
-        # Two sizes only, and never smaller again: each new size compiles what reads it anew.
-        num_envs = self.env.num_envs
-        slots = max(self._final_slots, num_envs, steps * num_envs // 16)
-        if len(ended) > slots:
-            slots = steps * num_envs
-        self._final_slots = slots
+        slots = self._final_slots = final_slots(self._final_slots, len(ended), steps, self.env.num_envs)
         final_obs = empty_rows(self.env.observation_space, slots)
         index = np.full((slots, 2), FINAL_PAD, np.int32)
         index[:, 1] = 0
@@ -386,8 +382,3 @@ def _shifted(column: np.ndarray, previous: np.ndarray, starts: np.ndarray) -> np
     out = np.concatenate([np.asarray(previous)[None].astype(column.dtype), column[:-1]])
     out[starts[:-1]] = 0
     return out
-
-
-def refill(template: PyTree, leaves: list[Any]) -> PyTree:
-    """`template` with other leaves, in its order."""
-    return jax.tree.unflatten(jax.tree.structure(template), [x if isinstance(x, float) else np.asarray(x) for x in leaves])

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 
 from jaxrl.data import MultiAgentBatch, SampleBatch
-from jaxrl.envs import EnvContext, make_env_creator, make_vector_env
+from jaxrl.envs import EnvContext, MultiAgentRunner, make_environments
 from jaxrl.execution.shards import Shard
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
 from jaxrl.rollout.filters import Filter, make_filter
+from jaxrl.rollout.multi_agent_sampler import MultiAgentSampler
 from jaxrl.rollout.sampler import VectorSampler
 from jaxrl.types import DEFAULT_POLICY_ID, PolicyID, Weights
 
@@ -75,8 +76,6 @@ class RolloutWorker:
         }
         with jax.default_device(self._cpu):
             if is_multi_agent(self.env):
-                from jaxrl.rollout.multi_agent_sampler import MultiAgentSampler
-
                 return MultiAgentSampler(self.env, self.policies, self.config, self._key, **common)
             policy = self.policies[DEFAULT_POLICY_ID]
             filter = make_filter(self.config.observation_filter, self.env.observation_space)
@@ -202,13 +201,12 @@ class RolloutWorker:
 
     def stop(self) -> None:
         """Closes the environments."""
-        self.env.close()
+        for env in self.env if isinstance(self.env, list) else [self.env]:
+            env.close()
 
 
 def is_multi_agent(env: Any) -> bool:
     """Whether `env` holds multi-agent environments."""
-    from jaxrl.envs import MultiAgentRunner
-
     return isinstance(env, list) and bool(env) and isinstance(env[0], MultiAgentRunner)
 
 
@@ -219,4 +217,4 @@ def make_worker_env(config: Any, worker_index: int, num_workers: int, num_envs: 
     stepping = config.env_stepping
     if config.batch_mode == "complete_episodes" and stepping == "auto":
         stepping = "sync"  # columns that have their share wait, which native vector environments cannot
-    return make_vector_env(make_env_creator(config.env), count, context, stepping=stepping)
+    return make_environments(config.env, count, context, stepping=stepping)

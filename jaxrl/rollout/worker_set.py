@@ -10,8 +10,8 @@ import numpy as np
 
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
+from jaxrl.rollout.agent_rows import refill
 from jaxrl.rollout.filters import make_filter
-from jaxrl.rollout.sampler import refill
 from jaxrl.rollout.worker import PolicyRecipe, RolloutWorker
 from jaxrl.types import PolicyID, Weights, WorkerError
 

@@ -12,6 +12,7 @@ import gymnasium as gym
 from jaxrl import config as config_lib
 from jaxrl.rollout import PolicyRecipe, is_multi_agent, make_worker_env
 from jaxrl.rollout.actions import policy_action_space
+from jaxrl.rollout.multi_agent_sampler import map_agents
 from jaxrl.types import DEFAULT_POLICY_ID, ConfigError, PolicyID
 
 
@@ -85,8 +86,6 @@ def make_recipes(config: Any, factory: Any, env: Any) -> dict[PolicyID, PolicyRe
 
 
 def _multi_agent_recipes(config: Any, factory: Any, runner: Any) -> dict[PolicyID, PolicyRecipe]:
-    from jaxrl.rollout.multi_agent_sampler import map_agents
-
     options = config.multiagent
     declared: Mapping[PolicyID, Any] = {DEFAULT_POLICY_ID: None} if options.policies is None else options.policies
     agents_of = map_agents(runner, declared, options.policy_mapping_fn)
@@ -100,14 +99,14 @@ def _multi_agent_recipes(config: Any, factory: Any, runner: Any) -> dict[PolicyI
                     f"multiagent.policies[{pid!r}]: no agent maps to it, so its spaces are unknown; give (None, obs_space, "
                     "action_space, {}) or change policy_mapping_fn."
                 )
-            spaces = {(repr(runner.observation_space(a)), repr(runner.action_space(a))) for a in agents}
+            spaces = {(repr(runner.observation_spaces[a]), repr(runner.action_spaces[a])) for a in agents}
             if len(spaces) > 1:
                 raise ConfigError(
                     f"multiagent.policies[{pid!r}]: its agents {agents} differ in spaces: {sorted(spaces)}; map them to separate "
                     "policies."
                 )
-            obs_space = runner.observation_space(agents[0]) if obs_space is None else obs_space
-            action_space = runner.action_space(agents[0]) if action_space is None else action_space
+            obs_space = runner.observation_spaces[agents[0]] if obs_space is None else obs_space
+            action_space = runner.action_spaces[agents[0]] if action_space is None else action_space
         acting_space = policy_action_space(action_space, normalize=config.normalize_actions)
         own = config
         if overrides:

@@ -1,0 +1,269 @@
+"""AgentRows: one policy's share of a multi-agent fragment, a column for each agent of each environment.
+
+A row is one transition of an agent, from the observation it acted on to its next observation or end, and stands at the environment step
+that completed it. Agents that act at every step fill every row; for the others the steps between are absent (`mask` False).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl.envs import empty_rows
+from jaxrl.policies import Policy
+from jaxrl.rollout.filters import Filter
+from jaxrl.types import FINAL_PAD, ActInputs, AgentID, PyTree, Weights
+
+
+class Slot(NamedTuple):
+    """A column: the agent of an environment."""
+
+    env_index: int
+    agent_id: AgentID
+
+
+class AgentRows:
+    """The rows and the standing of one policy's agents.
+
+    Args:
+        policy: the policy.
+        slots: its columns.
+        filter: its observation filter.
+    """
+
+    def __init__(self, policy: Policy, slots: list[Slot], filter: Filter):
+        self.policy, self.slots, self.filter = policy, slots, filter
+        self.column = {slot: b for b, slot in enumerate(slots)}
+        self.filter_state, self.filter_delta = filter.init(), filter.init()
+        self._recurrent = policy.spec.recurrent
+        self._final_slots = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins anew: no agent is there."""
+        b, spec = len(self.slots), self.policy.spec
+        self.carry = self.policy.initial_carry(b)
+        self._state_before = jax.tree.map(np.array, self.carry[0])
+        self.active = np.zeros(b, bool)
+        self.open = np.zeros(b, bool)
+        self.starting = np.ones(b, bool)
+        self.obs = empty_rows(spec.obs_space, b)
+        self.t = np.zeros(b, np.int32)
+        self.eps_id = np.zeros(b, np.int32)
+        self.prev_actions = empty_rows(spec.action_space, b)
+        self.prev_rewards = np.zeros(b, np.float32)
+        self._pending = self._rows(b)
+
+    def _rows(self, *leading: int) -> dict[str, Any]:
+        spec = self.policy.spec
+        return {
+            "obs": empty_rows(spec.obs_space, *leading),
+            "actions": empty_rows(spec.action_space, *leading),
+            "prev_actions": empty_rows(spec.action_space, *leading),
+            "rewards": np.zeros(leading, np.float64),
+            "prev_rewards": np.zeros(leading, np.float32),
+            "terminateds": np.zeros(leading, bool),
+            "truncateds": np.zeros(leading, bool),
+            "t": np.zeros(leading, np.int32),
+            "eps_id": np.zeros(leading, np.int32),
+            "action_logp": np.zeros(leading, np.float32),
+        }
+
+    # ---- collecting
+
+    def begin(self, steps: int) -> None:
+        """Prepares rows for a fragment of about `steps` environment steps."""
+        b = len(self.slots)
+        self._columns = self._rows(steps, b)
+        self._mask = np.zeros((steps, b), bool)
+        self._finals: list[tuple[int, int, PyTree]] = []
+        self._logp_given = False
+        if self._recurrent:
+            # A transition that is still open was acted on before this fragment: its row comes first.
+            keep = self.open
+            self._state_in = jax.tree.map(
+                lambda before, now: np.where(_like(keep, before), before, now), self._state_before, self._host_state()
+            )
+
+    def reserve(self, steps: int) -> None:
+        """Makes room for at least `steps` rows."""
+        have = len(self._mask)
+        if steps <= have:
+            return
+
+        def grown(x: np.ndarray) -> np.ndarray:
+            return np.concatenate([x, np.zeros((max(have, steps - have), *x.shape[1:]), x.dtype)])
+
+        self._columns, self._mask = jax.tree.map(grown, (self._columns, self._mask))
+
+    def observe(self, b: int, obs: PyTree, *, first: bool, eps_id: int) -> None:
+        """The agent of column `b` has an observation, and acts next."""
+        _set(self.obs, b, obs)
+        self.active[b] = True
+        if first:
+            self.starting[b], self.t[b], self.eps_id[b] = True, 0, eps_id
+            _set(self.prev_actions, b, 0)
+            self.prev_rewards[b] = 0.0
+
+    def act(self, weights: Weights, step: int, key: Any, explore: bool) -> PyTree:
+        """Actions `[B, ...]` of all columns (those of absent agents mean nothing); opens the transitions of the active ones."""
+        reads = self.policy.spec.act_reads
+        obs = self.obs if self.filter.identity else self.filter.apply(self.filter_state, self.obs)
+        inputs = ActInputs(
+            obs,
+            step,
+            self.prev_actions if "prev_actions" in reads else None,
+            self.prev_rewards if "prev_rewards" in reads else None,
+            self.starting & self.active if self._recurrent else None,
+            self.active if self._recurrent else None,
+        )
+        if self._recurrent:
+            now, on = self._host_state(), self.active
+            self._state_before = jax.tree.map(
+                lambda before, after: np.where(_like(on, before), after, before), self._state_before, now
+            )
+        actions, self.carry, logp = self.policy.act(weights, inputs, self.carry, key, explore)
+        actions = jax.tree.map(np.asarray, actions)
+        on, pending = self.active, self._pending
+        for name, values in (("obs", self.obs), ("actions", actions), ("prev_actions", self.prev_actions)):
+            jax.tree.map(lambda into, x: into.__setitem__(on, x[on]), pending[name], values)
+        for name, values in (("prev_rewards", self.prev_rewards), ("t", self.t), ("eps_id", self.eps_id)):
+            pending[name][on] = values[on]
+        if logp is not None:
+            self._logp_given = True
+            pending["action_logp"][on] = np.asarray(logp)[on]
+        pending["rewards"][on] = 0.0
+        self.open |= on
+        self.starting &= ~on
+        self.t += on
+        self.active = np.zeros_like(on)
+        return actions
+
+    def reward(self, b: int, reward: float) -> None:
+        """A reward of the agent of column `b`; it counts towards its open transition."""
+        self._pending["rewards"][b] += reward
+
+    def complete(self, i: int, b: int, *, terminated: bool, truncated: bool, final_obs: PyTree) -> None:
+        """Closes the open transition of column `b` at environment step `i`.
+
+        Args:
+            i: the row.
+            b: the column.
+            terminated, truncated: whether the agent ended.
+            final_obs: its final observation if it ended (None: it got none, its last one stands in), else None.
+        """
+        pending, columns = self._pending, self._columns
+        pending["terminateds"][b], pending["truncateds"][b] = terminated, truncated and not terminated
+        jax.tree.map(lambda into, x: into.__setitem__((i, b), x[b]), columns, pending)
+        self._mask[i, b] = True
+        self.open[b] = False
+        _set(self.prev_actions, b, jax.tree.map(lambda x: x[b], pending["actions"]))
+        self.prev_rewards[b] = pending["rewards"][b]
+        if terminated or truncated:
+            final = jax.tree.map(lambda x: x[b].copy(), pending["obs"]) if final_obs is None else final_obs
+            self._finals.append((i, b, final))
+
+    # ---- the fragment
+
+    def fragment(self, steps: int, unroll: int, clip: Any, *, update_filter: bool) -> dict[str, Any]:
+        """The columns of a fragment of `steps` rows, before postprocessing."""
+        columns = jax.tree.map(lambda x: x[:steps], self._columns)
+        mask = self._mask[:steps]
+        raw_obs = columns["obs"]
+        last = jax.tree.map(lambda p, o: np.where(_like(self.open, p), p, o), self._pending["obs"], self.obs)
+        columns["obs"], columns["last_obs"] = self._filtered(raw_obs), self._filtered(last)
+        columns["final_obs"], columns["final_index"] = self._final_rows(steps)
+        columns["rewards"] = clip(columns["rewards"])
+        columns["mask"] = mask
+        columns["unroll_id"] = np.full(mask.shape, unroll, np.int32)
+        agents = {agent: n for n, agent in enumerate(dict.fromkeys(slot.agent_id for slot in self.slots))}
+        index = np.array([agents[slot.agent_id] for slot in self.slots], np.int32)
+        columns["agent_index"] = np.broadcast_to(index, mask.shape).copy()
+        reads = self.policy.spec.reads | self.policy.spec.act_reads
+        for name, wanted in (
+            ("action_logp", self._logp_given),
+            ("prev_actions", "prev_actions" in reads),
+            ("prev_rewards", "prev_rewards" in reads),
+        ):
+            if not wanted:
+                del columns[name]
+        if self._recurrent:
+            columns["state_in"] = self._state_in
+        if update_filter and not self.filter.identity:
+            seen = jax.tree.map(lambda x: x[mask], raw_obs)
+            self.filter_state = self.filter.update(self.filter_state, seen)
+            self.filter_delta = self.filter.update(self.filter_delta, seen)
+        return columns
+
+    def _filtered(self, obs: PyTree) -> PyTree:
+        return obs if self.filter.identity else self.filter.apply(self.filter_state, obs)
+
+    def _final_rows(self, steps: int) -> tuple[PyTree, np.ndarray]:
+        slots, ended = final_slots(self._final_slots, len(self._finals), steps, len(self.slots)), len(self._finals)
+        self._final_slots = slots
+        rows = empty_rows(self.policy.spec.obs_space, slots)
+        index = np.full((slots, 2), FINAL_PAD, np.int32)
+        index[:, 1] = 0
+        for k, (i, b, obs) in enumerate(self._finals):
+            _set(rows, k, obs)
+            index[k] = i, b
+        return (self._filtered(rows) if ended else rows), index
+
+    def _host_state(self) -> PyTree:
+        return jax.tree.map(np.asarray, self.carry[0])
+
+    # ---- state
+
+    def get_state(self) -> dict[str, Any]:
+        """Where the policy's agents stand."""
+        arrays = (self.carry, self._state_before, self.obs, self.prev_actions, self._pending)
+        return {
+            "arrays": [np.asarray(x) for x in jax.tree.leaves(arrays)],
+            "flags": [self.active, self.open, self.starting, self.t, self.eps_id, self.prev_rewards],
+            "final_slots": self._final_slots,
+            "filter": jax.tree.leaves(self.filter_state),
+            "filter_delta": jax.tree.leaves(self.filter_delta),
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues from what `get_state` returned."""
+        arrays = (self.carry, self._state_before, self.obs, self.prev_actions, self._pending)
+        restored = refill(arrays, [np.array(x) for x in state["arrays"]])
+        self.carry, self._state_before, self.obs, self.prev_actions, self._pending = restored
+        flags = [np.array(x) for x in state["flags"]]
+        self.active, self.open, self.starting, self.t, self.eps_id, self.prev_rewards = flags
+        self._final_slots = int(state["final_slots"])
+        self.filter_state = refill(self.filter_state, state["filter"])
+        self.filter_delta = refill(self.filter_delta, state["filter_delta"])
+
+
+def final_slots(have: int, ended: int, steps: int, width: int) -> int:
+    """How many final observations a fragment has room for.
+
+    Two sizes only, and never smaller again: each new size compiles what reads it anew.
+
+    Args:
+        have: the room of the last fragment.
+        ended: episodes that ended in this one.
+        steps, width: T and B.
+    """
+    slots = max(have, width, steps * width // 16)
+    return steps * width if ended > slots else slots
+
+
+def refill(template: PyTree, leaves: list[Any]) -> PyTree:
+    """`template` with other leaves, in its order."""
+    return jax.tree.unflatten(jax.tree.structure(template), [x if isinstance(x, float) else np.asarray(x) for x in leaves])
+
+
+def _like(flags: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return flags.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _set(rows: PyTree, b: int, value: PyTree) -> None:
+    if isinstance(value, int):
+        jax.tree.map(lambda into: into.__setitem__(b, value), rows)
+    else:
+        jax.tree.map(lambda into, x: into.__setitem__(b, x), rows, value)
