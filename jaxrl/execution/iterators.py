@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from jaxrl.execution.branches import Duplicate, DuplicateCopy, Select, Union
 from jaxrl.execution.nodes import ForEach, ItemSource, IterableSource, Node, Operator, Source, as_operator, walk
+from jaxrl.execution.plan_drawing import draw_svg
+from jaxrl.execution.plan_view import Trace, draw_text
 from jaxrl.execution.stages import Batch, Filter, Flatten, Shuffle, Transform, ZipWithSource
 from jaxrl.execution.waiting import NOT_READY, block_until_ready
 from jaxrl.types import CheckpointError
@@ -198,6 +200,32 @@ class LocalIterator:
     def nodes(self) -> list[Node]:
         """The nodes of the plan, each once, inputs before consumers."""
         return walk(self.node)
+
+    def __str__(self) -> str:
+        return draw_text(self.node)
+
+    def __repr__(self) -> str:
+        return f"<LocalIterator {self.node.name}, {len(self.nodes())} nodes; print it to see the plan>"
+
+    def _repr_html_(self) -> str:
+        return self.draw()
+
+    def draw(self) -> str:
+        """The plan as an SVG picture; a notebook shows it for the iterator itself."""
+        return draw_svg(self.node)
+
+    def trace(self, n: int = 1) -> Trace:
+        """Steps through the next `n` items: an iterator of `TraceStep(number, node, kind, input, output, seconds)`.
+
+        Example:
+            >>> for step in LocalIterator.from_items([1, 2]).batch(2).trace():
+            ...     print(step)
+            1  from_items (source): 1  [0.4 us]
+            2  batch (batch): 1 -> (kept)  [0 us]
+            3  from_items (source): 2  [0.3 us]
+            4  batch (batch): 2 -> list(2: 1, 2)  [4.3 us]
+        """
+        return Trace(self.node, self.__next__, n)
 
     def find(self, name: str) -> Node:
         """The one node called `name`.

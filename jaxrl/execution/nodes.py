@@ -141,6 +141,10 @@ class Node:
 
     def fetch(self, index: int = 0) -> Any:
         """Pulls input `index`, counting the item and keeping the time apart from the node's own."""
+        if self.observer is not None and self._last_in is not NOT_READY:
+            # The item before went in, and nothing came out for it.
+            self.observer(self, self._last_in, NOT_READY, 0.0)
+            self._last_in = NOT_READY
         start = time.perf_counter()
         try:
             item = self.inputs[index].pull()
