@@ -35,7 +35,7 @@ class EnvCreator:
         self.target = target
         self.name = name
         self.gym_id = gym_id
-        self.instances: list[Any] | None = list(target) if isinstance(target, list) else None
+        self.instances: list[Any] | None = target if isinstance(target, list) else None
 
     def __call__(self, context: EnvContext | Mapping[str, Any] | None = None) -> Any:
         """Creates the environment.

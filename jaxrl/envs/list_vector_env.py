@@ -234,7 +234,9 @@ class ListVectorEnv(VectorEnv):
             raise env_failure(self._where(b), "step", error) from error
         if self._steps_to_check:
             self._steps_to_check -= 1
-        self._rows, self._rewards = obs_out, rewards_out
+        # A skipped environment's last reward stays the one that it gave.
+        self._rewards = rewards_out if active is None else np.where(active, rewards_out, self._rewards)
+        self._rows = obs_out
         return ended
 
     def _reset_env(self, b: int, seed: int | None = None) -> Any:
@@ -253,4 +255,5 @@ class ListVectorEnv(VectorEnv):
         return obs
 
     def _where(self, b: int) -> str:
-        return self.place.describe(b, self._log.episode_step(b))
+        # The step being taken is in the log already.
+        return self.place.describe(b, max(self._log.episode_step(b) - 1, 0))

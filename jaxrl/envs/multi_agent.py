@@ -109,7 +109,7 @@ class MultiAgentEnv(abc.ABC):
 
 
 def agent_space(env: Any, kind: str, agent: AgentID) -> gym.Space:
-    """Returns an agent's space, from `observation_spaces[agent]`, `observation_space(agent)` or one `observation_space`.
+    """Returns an agent's space: `observation_spaces[agent]`, else `observation_space(agent)`, else `observation_space`.
 
     Args:
         env: a multi-agent environment.
@@ -132,7 +132,7 @@ def agent_space(env: Any, kind: str, agent: AgentID) -> gym.Space:
     return space
 
 
-def make_multi_agent(env: Any) -> type[MultiAgentEnv]:
+def make_multi_agent(env: Any) -> type[Any]:
     """Makes a multi-agent class of a single-agent environment: n independent copies, agents 0 to n - 1.
 
     Each agent plays its own copy until that ends; the episode ends when all have. All copies draw from the
@@ -142,7 +142,7 @@ def make_multi_agent(env: Any) -> type[MultiAgentEnv]:
         env: gymnasium id, registered name, class or creator (see `make_env_creator`).
 
     Returns:
-        A class whose constructor takes `{"num_agents": n, **env_config}`.
+        A MultiAgentEnv class whose constructor takes `{"num_agents": n, **env_config}`.
 
     Example:
         >>> MultiAgentCartPole = make_multi_agent("CartPole-v1")

@@ -87,7 +87,7 @@ class MultiAgentRunner:
         Raises:
             EnvError: the environment raised, or broke its contract.
         """
-        self._before = (seed, None) if seed is not None else (None, random_state(self.env))
+        self._before = (seed, random_state(self.env))
         where = self.place.describe(self.vector_index)
         try:
             result = self.env.reset() if seed is None else self.env.reset(seed=seed)
@@ -263,8 +263,7 @@ class MultiAgentRunner:
                 for column, leaf in zip(state["actions"][str(i)], leaf_spaces(space), strict=True)
             ]
             columns[agent] = iter(action_splitter(space)(unflatten(space, flat)))
-        if state["seed"] is None:
-            set_random_state(self.env, state["rng"])
+        set_random_state(self.env, state["rng"])
         self.reset(state["seed"])
         for acted in np.asarray(state["acted"], np.bool_).reshape(int(state["steps"]), len(self.possible_agents)):
             self.step({a: next(columns[a]) for a, does in zip(self.possible_agents, acted, strict=True) if does})

@@ -51,8 +51,8 @@ class ReplayLog:
         self._past_count = [0] * count
 
     def before_reset(self, b: int, seed: int | None) -> None:
-        """Notes environment b's random state (or the seed that is about to replace it)."""
-        self._before[b] = (seed, None) if seed is not None else (None, random_state(self._bases[b]))
+        """Notes environment b's random state, and the seed that is about to replace it (unless it ignores seeds)."""
+        self._before[b] = (seed, random_state(self._bases[b]))
 
     def after_reset(self, b: int) -> None:
         """Forgets the actions of environment b's last episode."""

@@ -131,11 +131,8 @@ def _replay(
         return f"its episode had taken {entry['steps']} steps, more than the {MAX_REPLAY_STEPS} that are replayed"
     if entry["seed"] is None and entry["rng"] is None:
         return "it has no NumPy generator np_random whose state could be saved"
-    if entry["seed"] is None:
-        set_random_state(_base(env), entry["rng"])
-        obs, _ = env.reset()
-    else:
-        obs, _ = env.reset(seed=entry["seed"])
+    set_random_state(_base(env), entry["rng"])
+    obs, _ = env.reset() if entry["seed"] is None else env.reset(seed=entry["seed"])
     reward, actions = 0.0, []
     if entry["steps"]:
         kinds = [leaf.space.dtype for leaf in leaf_spaces(action_space)]
@@ -149,7 +146,8 @@ def _replay(
         return "replaying its actions gave another observation"
     if not same_random_state(random_state(_base(env)), entry["rng_now"]):
         return "replaying its actions gave another random state"
-    if entry["steps"] and not same_bits([np.float64(reward)], [entry["reward"]]):
+    # The sampler's reward row may be float32.
+    if entry["steps"] and entry["reward"] not in (float(reward), float(np.float32(reward))):
         return f"replaying its actions gave another reward ({float(reward)}, not {entry['reward']})"
     return ""
 

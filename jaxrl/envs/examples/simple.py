@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,11 @@ from gymnasium.spaces import Box, Dict, Discrete, Tuple
 from jaxrl.envs.rows import leaf_spaces, leaves
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+
+
+def _own(space: gym.Space) -> gym.Space:
+    """Copies a space to sample from: seeded at each reset, its generator makes episodes depend on np_random alone."""
+    return copy.deepcopy(space)
 
 
 class SimpleCorridor(gym.Env):
@@ -83,14 +89,14 @@ class NestedSpaceRepeatAfterMe(gym.Env):
         self.episode_len = int(config.get("episode_len", 100))
         self.t = 0
         self._current: Any = None
+        self._sampled = _own(space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See `gymnasium.Env.reset`."""
         gym.Env.reset(self, seed=seed)
-        # The space has a generator of its own; tied to ours, the episode depends on np_random alone.
-        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self._sampled.seed(int(self.np_random.integers(2**31)))
         self.t = 0
-        self._current = self.observation_space.sample()
+        self._current = self._sampled.sample()
         return self._current, {}
 
     def step(self, action: Any) -> Step:
@@ -103,7 +109,7 @@ class NestedSpaceRepeatAfterMe(gym.Env):
             else:
                 reward -= float(np.abs(np.asarray(acted, np.float64) - seen).sum())
         self.t += 1
-        self._current = self.observation_space.sample()
+        self._current = self._sampled.sample()
         return self._current, reward, False, self.t >= self.episode_len, {}
 
 
@@ -123,13 +129,14 @@ class RandomEnv(gym.Env):
         self.p_terminated = float(config.get("p_terminated", 0.1))
         self.max_episode_len = config.get("max_episode_len")
         self.t = 0
+        self._sampled = _own(self.observation_space)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See `gymnasium.Env.reset`."""
         gym.Env.reset(self, seed=seed)
-        self.observation_space.seed(int(self.np_random.integers(2**31)))
+        self._sampled.seed(int(self.np_random.integers(2**31)))
         self.t = 0
-        return self.observation_space.sample(), {}
+        return self._sampled.sample(), {}
 
     def step(self, action: Any) -> Step:
         """See `gymnasium.Env.step`."""
@@ -139,7 +146,7 @@ class RandomEnv(gym.Env):
         reward = float(self.np_random.uniform(*self.reward_range))
         terminated = bool(self.np_random.random() < self.p_terminated)
         truncated = self.max_episode_len is not None and self.t >= self.max_episode_len
-        return self.observation_space.sample(), reward, terminated, truncated, {}
+        return self._sampled.sample(), reward, terminated, truncated, {}
 
 
 class DebugCounter(gym.Env):
