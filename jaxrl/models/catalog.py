@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any, cast
 
 import flax.linen as nn
 import gymnasium
 import jax
-import jax.numpy as jnp
+from flax import nnx
 from gymnasium import spaces
 
-from jaxrl.models import preprocess, visionnet
+from jaxrl import registry
+from jaxrl.models import adapters, preprocess, visionnet
 from jaxrl.models.config import ModelConfig
 from jaxrl.models.fcnet import PolicyHead, ValueHead
 from jaxrl.models.model import FEED_FORWARD_READS, RECURRENT_READS, Model, no_state
@@ -33,6 +36,9 @@ def make_model(
     Returns:
         The model.
 
+    With `custom_model` the registered function, or the one given, is called with these four arguments (and, for NNX,
+    with `rngs` if it has that parameter); `jaxrl.models.adapters` says what it may return.
+
     Raises:
         ConfigError: for options that cannot work with these spaces.
         UnsupportedSpaceError: for an observation space that the built-in networks do not read.
@@ -44,6 +50,8 @@ def make_model(
         (8, 2)
     """
     config = config or ModelConfig()
+    if config.custom_model is not None:
+        return _custom_model(obs_space, action_space, num_outputs, config)
     _validate(obs_space, action_space, num_outputs, config)
     net = _network(obs_space, action_space, num_outputs, config)
     groups = ("encoder", "policy", "value") if config.vf_share_layers else ("policy", "value")
@@ -59,19 +67,47 @@ def make_model(
 
     def init(key: jax.Array) -> Params:
         leading = (1,) if cell is None else (1, 1)
-        inputs = ModelInputs(
-            preprocess.zeros(obs_space, leading), preprocess.zeros(action_space, leading), jnp.zeros(leading)
-        )
-        params = net.init(key, inputs, state_fn(1)).get("params", {})
+        inputs = ModelInputs(preprocess.zeros(obs_space, leading))
+        if config.lstm_use_prev_action_reward:
+            inputs = adapters.example_inputs(obs_space, action_space, leading)
+        variables: Any = net.init(key, inputs, state_fn(1))
+        params = variables.get("params", {})
         return {group: params.get(group, {}) for group in groups}
 
     def apply(params: Params, inputs: ModelInputs, state: PyTree = ()) -> ModelOutput:
-        return net.apply({"params": params}, inputs, state)
+        return cast(ModelOutput, net.apply({"params": params}, inputs, state))
 
     reads = FEED_FORWARD_READS if cell is None else RECURRENT_READS
     if config.lstm_use_prev_action_reward:
         reads |= {"prev_actions", "prev_rewards"}
     return Model(init, apply, state_fn, reads)
+
+
+def _custom_model(
+    obs_space: gymnasium.Space, action_space: gymnasium.Space, num_outputs: int, config: ModelConfig
+) -> Model:
+    custom = config.custom_model
+    make: Any = registry.resolve("model", custom) if isinstance(custom, str) else custom
+    if not callable(make):
+        raise ConfigError(f"model.custom_model: expected a registered name or a function, got {make!r}")
+    name = custom if isinstance(custom, str) else getattr(make, "__name__", repr(make))
+    args = (obs_space, action_space, num_outputs, config)
+    if "rngs" in inspect.signature(make).parameters:
+
+        def make_nnx(rngs: nnx.Rngs) -> nnx.Module:
+            module: Any = make(*args, rngs=rngs)
+            return module
+
+        model = adapters.from_nnx(make_nnx, obs_space)
+    else:
+        model = adapters.adapt(make(*args), obs_space, action_space, name)
+    model = adapters.checked(model, obs_space, action_space, num_outputs, name)
+    if config.recurrent and not model.recurrent:
+        raise ConfigError(
+            f"model.use_lstm and use_gru are for the built-in models, and custom_model {name} has no state; put the "
+            "cell into the custom model (jaxrl.models.recurrent has LSTM and GRU) or set them to false"
+        )
+    return model
 
 
 def _network(

@@ -45,8 +45,8 @@ class ModelConfig:
     fcnet_activation: str | None = option("tanh", "activation of the hidden layers: a name of jax.nn, 'linear' or None")
     conv_filters: Sequence[Sequence[Any]] | None = option(
         None,
-        "convolutions as [out, kernel or [kh, kw], stride] or [out, kernel, stride, 'same' or 'valid']; without padding "
-        "given, the last layer is 'valid' and the others 'same', as in RLlib; None: a default for the image's size",
+        "convolutions as [out, kernel or [kh, kw], stride] or [out, kernel, stride, 'same' or 'valid']; without "
+        "padding given, the last layer is 'valid' and the others 'same', as in RLlib; None: a default for the size",
     )
     conv_activation: str | None = option("relu", "activation after each convolution")
     post_fcnet_hiddens: tuple[int, ...] = option(

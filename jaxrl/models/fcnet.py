@@ -1,4 +1,4 @@
-"""Dense layers: initializers, hidden layers and the two heads. The functions create layers in the calling Linen module."""
+"""Dense layers: initializers, hidden layers and the two heads."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def kernel_init(config: ModelConfig, layer: str) -> nn.initializers.Initializer:
 
 
 def hidden_layers(x: Array, layers: Sequence[tuple[int, Activation]], config: ModelConfig) -> Array:
-    """Dense layers `layer_0, layer_1, ...`, each followed by its activation.
+    """Dense layers `layer_0, layer_1, ...` of the calling Linen module, each followed by its activation.
 
     Args:
         x: features `[..., F]`.

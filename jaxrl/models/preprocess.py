@@ -51,7 +51,7 @@ def leaves(space: gymnasium.Space, *, drop_action_mask: bool = False) -> list[Le
         The leaves; at least one.
 
     Raises:
-        UnsupportedSpaceError: for a leaf without a fixed shape (Text, Graph, Sequence, OneOf) or a space without leaves.
+        UnsupportedSpaceError: for a leaf without a fixed shape (Text, Graph, Sequence) or a space without leaves.
     """
     found = list(_walk(space, (), drop_action_mask))
     if not found:
@@ -73,7 +73,7 @@ def _walk(space: gymnasium.Space, path: tuple[Any, ...], drop_action_mask: bool)
         where = "".join(f"[{key!r}]" for key in path) or "the root"
         raise UnsupportedSpaceError(
             f"space at {where}: expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple, got "
-            f"{type(space).__name__}; encode it in an environment wrapper, or give a custom model that reads it"
+            f"{type(space).__name__}; encode it in an environment wrapper"
         )
     else:
         yield Leaf(path, space, is_image(space))

@@ -149,7 +149,8 @@ def conv2d(x: Array, kernel: Array, stride: tuple[int, int], padding: str) -> Ar
 
 def _platform() -> str:
     # A sampler traces for the CPU under `jax.default_device` while the learner's default backend is an accelerator.
-    device: Any = jax.config.jax_default_device
+    config: Any = jax.config
+    device = config.jax_default_device
     return jax.default_backend() if device is None else getattr(device, "platform", device)
 
 
