@@ -104,14 +104,16 @@ class ListVectorEnv(VectorEnv):
         infos, shape, b = self.infos, self._shape, 0
         parts = self._split(actions)
         self._log.steps.append(actions)
+        terminateds_out.fill(False)
+        truncateds_out.fill(False)
         try:
             for b, step in enumerate(self._step_functions):
                 obs, rewards_out[b], terminated, truncated, infos[b] = step(parts[b])
                 if obs.shape != shape:
                     raise EnvError(f"{self._where(b)}: step: expected obs of shape {shape}, got {obs.shape}")
-                terminateds_out[b] = terminated
-                truncateds_out[b] = truncated
                 if terminated or truncated:
+                    terminateds_out[b] = terminated
+                    truncateds_out[b] = truncated
                     ended.append((b, self._copy(obs)))
                     obs = self._reset_env(b)
                 obs_out[b] = obs

@@ -63,7 +63,7 @@ class ReplayLog:
 
     def episode_step(self, b: int) -> int:
         """Returns how many steps environment b has taken since its last reset."""
-        return self._past_count[b] + len(self._rows_of(b))
+        return self._past_count[b] + self._rows_of(b)[1]
 
     def compact(self) -> None:
         """Copies what is still needed out of the recorded action arrays and lets go of them."""
@@ -72,15 +72,15 @@ class ReplayLog:
         columns = [leaves(self._action_space, actions) for actions in self.steps]
         stacked = [np.stack([row[i] for row in columns]) for i in range(len(columns[0]))]
         for b in range(len(self._bases)):
-            rows = self._rows_of(b)
-            if not rows:
+            rows, count = self._rows_of(b)
+            if not count:
                 continue
-            self._past_count[b] += len(rows)
+            self._past_count[b] += count
             if self._past_count[b] > MAX_REPLAY_STEPS:
                 self._past[b] = []
             else:
                 # An episode that spans many fragments keeps one array per leaf, not one per fragment.
-                new = [column[rows, b] for column in stacked]
+                new = [column[rows, b].copy() for column in stacked]
                 old = self._past[b]
                 self._past[b] = [*old, new] if len(old) < 64 else [self._join([*old, new])]
         self._base += len(self.steps)
@@ -108,10 +108,13 @@ class ReplayLog:
         self._past[b] = [actions] if state["steps"] else []
         self._past_count[b] = int(state["steps"])
 
-    def _rows_of(self, b: int) -> list[int]:
-        start = max(self._reset_at[b] - self._base, 0)
-        active = self.active
-        return [t for t in range(start, len(self.steps)) if t not in active or active[t][b]]
+    def _rows_of(self, b: int) -> tuple[slice | list[int], int]:
+        """Returns which recorded steps environment b took since its last reset, and how many."""
+        start, end, active = max(self._reset_at[b] - self._base, 0), len(self.steps), self.active
+        if not active:
+            return slice(start, end), max(end - start, 0)
+        rows = [t for t in range(start, end) if t not in active or active[t][b]]
+        return rows, len(rows)
 
     @staticmethod
     def _join(chunks: list[list[np.ndarray]]) -> list[np.ndarray]:
