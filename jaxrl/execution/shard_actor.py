@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.nodes import Node
@@ -68,7 +69,7 @@ class _Slices:
 
 def block_on_refs(refs: Sequence[Any], need: int, timeout: float) -> None:
     """Waits until `need` of the references are ready, or for `timeout` seconds."""
-    ray.wait(list(refs), num_returns=need, timeout=timeout, fetch_local=False)
+    ray.wait(list(refs), num_returns=need, timeout=timeout)
 
 
 def _get(ref: Any) -> tuple[Any, BaseException | None]:
@@ -153,6 +154,8 @@ class _ActorGather(Node):
 
     def _fail(self, slot: _Slot, error: BaseException) -> None:
         """Replaces a shard, or drops it; its requests in flight are forgotten."""
+        # An actor that Ray has restarted knows only what its constructor was given.
+        forgotten = slot.init is not None or isinstance(error, RayActorError)
         slot.refs.clear()
         slot.init = None
         try:
@@ -162,7 +165,7 @@ class _ActorGather(Node):
             raise
         if fresh is None:
             self.live[slot.index] = False
-        elif fresh is slot.member.shard:
+        elif fresh is slot.member.shard and not forgotten:
             slot.since = time.monotonic()
             self._refill(slot)
         else:
@@ -185,10 +188,10 @@ class _ActorGather(Node):
         for slot in self.slots:
             if slot.init is not None and slot.init in ready:
                 _, error = _get(slot.init)
-                slot.init = None
                 if error is not None:
                     self._fail(slot, error)
                     continue
+                slot.init = None
                 slot.since = time.monotonic()
             # Answers of one shard are taken in the order of the requests, so that a single shard is a stream.
             while slot.refs and slot.refs[0] in ready:
