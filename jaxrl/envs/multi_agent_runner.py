@@ -18,7 +18,7 @@ from jaxrl.envs.resume import (
     set_random_state,
     warn_fresh,
 )
-from jaxrl.envs.rows import action_splitter, leaf_spaces, leaves, row_copier, unflatten
+from jaxrl.envs.rows import action_copier, action_splitter, leaf_spaces, leaves, row_copier, unflatten
 from jaxrl.types import AgentID, EnvError
 
 _CHECKED_STEPS = 16
@@ -67,6 +67,7 @@ class MultiAgentRunner:
         self.infos: AgentDict = {}
         self._known = frozenset(self.possible_agents)
         self._copiers = {agent: row_copier(space) for agent, space in self.observation_spaces.items()}
+        self._action_copiers = {agent: action_copier(space) for agent, space in self.action_spaces.items()}
         self._ended: dict[AgentID, int] = {}
         self._over = True
         self._steps_to_check = _CHECKED_STEPS if checks else 0
@@ -126,7 +127,7 @@ class MultiAgentRunner:
                 f"got {list(actions)}{self._why_not(actions)}"
             )
         try:
-            result = self.env.step(actions)
+            result = self.env.step({agent: self._action_copiers[agent](action) for agent, action in actions.items()})
         except Exception as error:
             raise env_failure(where, "step", error) from error
         if not (isinstance(result, tuple) and len(result) == 5 and all(isinstance(part, dict) for part in result)):
@@ -153,8 +154,11 @@ class MultiAgentRunner:
             if agent not in self._known:
                 raise EnvError(f"{where}: terminateds or truncateds: {self._unexpected(agent, 'an end')}")
             self._ended[agent] = self._count
-        self._log.append(actions)
         self._count += 1
+        if self._count <= MAX_REPLAY_STEPS:
+            self._log.append(actions)
+        else:
+            self._log = []
         self._rewards = rewards
         self._over = bool(terminateds[_ALL] or truncateds[_ALL])
         self.infos = infos

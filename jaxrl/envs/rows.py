@@ -185,3 +185,17 @@ def action_splitter(space: spaces.Space) -> Callable[[Any], list[Any]]:
     dtype = space.dtype
     # A copy: an environment that scales its action in place must change neither the batch nor the resume log.
     return lambda actions: list(np.array(actions, dtype=dtype))
+
+
+def action_copier(space: spaces.Space) -> Callable[[Any], Any]:
+    """Returns `copy(action)`: one action that the environment may keep or change, in the forms of `action_splitter`."""
+    if isinstance(space, spaces.Dict):
+        parts = [(key, action_copier(child)) for key, child in space.spaces.items()]
+        return lambda action: {key: copy(action[key]) for key, copy in parts}
+    if isinstance(space, spaces.Tuple):
+        children = [action_copier(child) for child in space.spaces]
+        return lambda action: tuple(copy(part) for copy, part in zip(children, action, strict=True))
+    if isinstance(space, spaces.Discrete):
+        return int
+    dtype = space.dtype
+    return lambda action: np.array(action, dtype=dtype)

@@ -244,6 +244,29 @@ def test_resume(name, config, steps):
     assert play(third, 80, 1) == expected
 
 
+def test_an_environment_may_change_its_actions_and_long_episodes_are_not_logged(monkeypatch):
+    class Doubling(Scripted):
+        action_spaces = dict.fromkeys("abc", spaces.Tuple([BOX, spaces.Dict(n=spaces.Discrete(3))]))
+
+        def step(self, action_dict):
+            force, rest = action_dict["a"]
+            assert type(rest["n"]) is int
+            force *= 2
+            return {"a": force}, {}, GOING, GOING, {}
+
+    monkeypatch.setattr("jaxrl.envs.multi_agent_runner.MAX_REPLAY_STEPS", 5)
+    r = MultiAgentRunner(Doubling([]), EnvPlace("Doubling"))
+    r.reset(1)
+    action = (np.full(2, 0.25, np.float32), {"n": np.int32(2)})
+    action[0].flags.writeable = False
+    for t in range(7):
+        assert r.step({"a": action}).obs["a"].tolist() == [0.5, 0.5]
+        assert (r.get_state()["actions"] is None) == (t >= 5)
+    assert not r._log
+    with pytest.warns(ResumeWarning, match="had taken 7 steps, more than the 5"):
+        assert not r.set_state(r.get_state())
+
+
 def test_resume_with_own_state_or_not_at_all():
     class Drifting(Scripted):
         """Remembers more than an episode."""
