@@ -97,7 +97,7 @@ def check_reward(reward: Any, where: str) -> None:
 
 
 def check_observation(space: spaces.Space, obs: Any, where: str, path: str = "obs") -> None:
-    """Raises EnvError unless the observation has the space's structure, shapes, dtypes and bounds, and holds no NaN.
+    """Raises EnvError unless the observation has the space's structure, shapes, dtypes and bounds, and is finite.
 
     Args:
         space: observation space.
@@ -130,8 +130,9 @@ def check_observation(space: spaces.Space, obs: Any, where: str, path: str = "ob
         raise EnvError(
             f"{where}: {path}: expected shape {leaf.shape} (observation_space {space}), got {value.shape}{hint}"
         )
-    if value.dtype.kind == "f" and np.isnan(value).any():
-        raise EnvError(f"{where}: {path}: expected finite numbers, got NaN at {_first(np.isnan(value))}")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        at = _first(~np.isfinite(value))
+        raise EnvError(f"{where}: {path}: expected finite numbers, got {value[at]} at index {at}")
     if value.dtype.kind == "f" and leaf.dtype.kind in "iub":
         raise EnvError(
             f"{where}: {path}: expected dtype {space.dtype}, got {value.dtype}; cast it in the environment, "

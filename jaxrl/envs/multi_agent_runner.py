@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -68,6 +69,7 @@ class MultiAgentRunner:
         self._known = frozenset(self.possible_agents)
         self._copiers = {agent: row_copier(space) for agent, space in self.observation_spaces.items()}
         self._action_copiers = {agent: action_copier(space) for agent, space in self.action_spaces.items()}
+        self._obs_leaves = {agent: leaf_spaces(space) for agent, space in self.observation_spaces.items()}
         self._ended: dict[AgentID, int] = {}
         self._over = True
         self._steps_to_check = _CHECKED_STEPS if checks else 0
@@ -298,8 +300,19 @@ class MultiAgentRunner:
         for agent, value in obs.items():
             if agent not in self._known or (agent in self._ended and not first):
                 raise EnvError(f"{where}: obs: {self._unexpected(agent, 'an observation')}")
-            if self._steps_to_check:
+            if self._steps_to_check or not self._sound(agent, value):
                 check_observation(self.observation_spaces[agent], value, where, f"obs of agent {agent!r}")
+
+    def _sound(self, agent: AgentID, obs: Any) -> bool:
+        """A quick look at shapes and finiteness; where it fails, the full check finds out and says what is wrong."""
+        try:
+            flat = leaves(self.observation_spaces[agent], obs)
+            return all(
+                np.shape(value) == leaf.shape and (leaf.dtype.kind != "f" or math.isfinite(np.sum(value)))
+                for value, leaf in zip(flat, self._obs_leaves[agent], strict=True)
+            )
+        except (TypeError, KeyError, ValueError):
+            return False
 
     def _unexpected(self, agent: AgentID, what: str) -> str:
         if agent in self._ended:

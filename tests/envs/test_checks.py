@@ -52,11 +52,12 @@ def run(env, steps=1, checks=True):
         ((None, {}), r"reset: obs: expected an array of dtype float32, got NoneType None"),
         ((np.zeros(3), {}), r"reset: obs: expected shape \(2,\) .*got \(3,\)"),
         (([[1, 2], [3]], {}), r"reset: obs: expected an array of shape \(2,\), got list"),
-        ((np.array([0.0, np.nan]), {}), r"reset: obs: expected finite numbers, got NaN at \(1,\)"),
+        ((np.array([0.0, np.nan]), {}), r"reset: obs: expected finite numbers, got nan at index \(1,\)"),
         (
             (np.array([0.0, 1.5]), {}),
             r"reset: obs: expected values within \[-1.0\d*, 1.0\d*\], got 1.5 at index \(1,\)",
         ),
+        ((np.array([-np.inf, 0.0]), {}), r"reset: obs: expected finite numbers, got -inf at index \(0,\)"),
         ((np.array(["a", "b"]), {}), r"reset: obs: expected an array of dtype float32, got ndarray"),
     ],
 )

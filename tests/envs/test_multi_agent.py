@@ -119,7 +119,7 @@ ENDED = ({"a": GOOD, "b": GOOD}, {}, {"a": True} | GOING, GOING, {})
         (
             [({"a": GOOD + np.nan}, {}, GOING, GOING, {})],
             [{"a": 0}],
-            r"obs of agent 'a': expected finite numbers, got NaN",
+            r"obs of agent 'a': expected finite numbers, got nan",
         ),
         ([({"a": GOOD + 3}, {}, GOING, GOING, {})], [{"a": 0}], r"obs of agent 'a': expected values within"),
         ([({}, {}, GOING, {})], [{"a": 0}], r"expected five dicts \(obs, .*\), got 4 values"),
@@ -132,6 +132,19 @@ def test_broken_promises(results, actions, text):
     with pytest.raises(EnvError, match=r"^Scripted \(worker 2, env 1, episode step \d\): .*" + text):
         for acts in actions:
             r.step(acts)
+
+
+@pytest.mark.parametrize(
+    ("obs", "text"),
+    [(GOOD + np.nan, "got nan"), (np.zeros(3), r"got \(3,\)"), (None, "got NoneType"), ({"x": 1}, "dict")],
+)
+def test_late_bad_observations_are_found_too(obs, text):
+    good = ({"a": GOOD}, {"a": 0.0}, GOING, GOING, {})
+    r = runner(*[good] * 30, ({"a": obs}, {}, GOING, GOING, {}))
+    for _ in range(30):
+        r.step({"a": 0})
+    with pytest.raises(EnvError, match=f"episode step 30.: step: obs of agent 'a': .*{text}"):
+        r.step({"a": 0})
 
 
 def test_bad_resets_and_exceptions():
