@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.nodes import IterableFactory, Node, as_operator
 from jaxrl.execution.waiting import Wait
-from jaxrl.types import WorkerError
+from jaxrl.types import JaxrlError, WorkerError
 
 # Most items in one answer of a shard.
 MAX_BATCH = 10_000
@@ -150,10 +150,14 @@ def replacement(name: str, on_failure: OnFailure | None, index: int, shard: Any,
     """Asks the hook for a shard in place of one that failed.
 
     Raises:
-        WorkerError: there is no hook.
+        WorkerError: there is no hook; one of jaxrl's own errors is raised as it is.
     """
     if on_failure is not None:
         return on_failure(index, shard, error)
+    if isinstance(error, JaxrlError):
+        raise error  # it says where and what already
+    if isinstance(cause := getattr(error, "cause", None), JaxrlError):
+        raise cause from error  # raised on an actor, wrapped by Ray
     what = str(error).strip().splitlines()
     text = what[-1] if what else ""
     raise WorkerError(
