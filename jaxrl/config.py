@@ -199,14 +199,21 @@ def fill_holes(
     return decode(data, overrides or {}, trust_imports, where)
 
 
-def describe(cls: type, prefix: str = "") -> list[OptionDoc]:
-    """Returns every option of a configuration dataclass, sections expanded, in the order of the fields."""
+def describe(cls: type, prefix: str = "", base: Any = None) -> list[OptionDoc]:
+    """Returns every option of a configuration dataclass, sections expanded, in the order of the fields.
+
+    Args:
+        cls: the dataclass.
+        prefix: put before each key.
+        base: an instance that the defaults come from (a section that differs from its class, say), or None.
+    """
     docs = []
     for key, spec in specs_of(cls).items():
-        if dataclasses.is_dataclass(spec.default) and not isinstance(spec.default, type):
-            docs += describe(type(spec.default), f"{prefix}{key}.")
+        default = spec.default if base is None else getattr(base, field_name(cls, key))
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            docs += describe(type(default), f"{prefix}{key}.", default)
         elif key != "extras":
-            default = "required" if spec.default is MISSING else _plain(spec.default)
+            default = "required" if default is MISSING else _plain(default)
             docs.append(
                 OptionDoc(prefix + key, type_text(spec.annotation), default, spec.help, spec.choices, spec.traced)
             )

@@ -41,6 +41,7 @@ FLOORS = {
     "cli": 9,
     "serving": 9,
     "tune": 9,
+    "__main__": 9,
 }
 
 # The iterators know nothing of the rest of execution/: they are a library of their own, in these modules.

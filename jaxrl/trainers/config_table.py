@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import html
+import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from jaxrl import config as config_lib
 from jaxrl.config import OptionDoc
 
 _MAX_TYPE, _MAX_DEFAULT, _LINE = 36, 32, 160
@@ -42,6 +45,17 @@ class ConfigTable:
         """The options whose key or meaning holds `text`."""
         found = [doc for doc in self.docs if text.casefold() in f"{doc.key} {doc.help}".casefold()]
         return ConfigTable(self.name, found)
+
+    def to_json(self) -> str:
+        """The defaults as JSON text, sections nested: what a configuration file starts from."""
+        defaults: dict[str, Any] = {}
+        for doc in self.docs:
+            *sections, key = doc.key.split(".")
+            node = defaults
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[key] = doc.default
+        return json.dumps(config_lib.to_json(defaults), indent=1)
 
     def __repr__(self) -> str:
         rows = [("option", "type", "default", "meaning"), *self._rows()]

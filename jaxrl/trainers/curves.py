@@ -141,7 +141,7 @@ def _no_values(history: History, label: str, key: str, x: str) -> JaxrlError:
     if wrong is None:
         return JaxrlError(f"{name}: {key!r} has no finite value yet (no episode has ended, say)")
     return JaxrlError(
-        f"{name}: no result has a number {wrong!r}{did_you_mean(wrong, known)} There are: {', '.join(known)}"
+        f"{name}: no result has a number {wrong!r}{did_you_mean(wrong, known) or '.'} There are: {', '.join(known)}"
     )
 
 

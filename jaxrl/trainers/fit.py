@@ -143,6 +143,6 @@ def _check_keys(stop: Mapping[str, float], result: Mapping[str, Any]) -> None:
     for key in stop:
         if key not in known and not key.startswith(_LATER):
             raise ConfigError(
-                f"stop: results have no {key!r}{did_you_mean(key, known)} It would never stop there; there are: "
+                f"stop: results have no {key!r}{did_you_mean(key, known) or '.'} It would never stop there; there are: "
                 f"{', '.join(name for name in known if not name.startswith(('config/', 'hist_stats/')))}"
             )

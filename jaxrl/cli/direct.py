@@ -1,0 +1,234 @@
+"""One run, driven directly: no Tune, and no Ray unless it has rollout workers."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxrl.cli.experiments import Experiment, find_trainer
+from jaxrl.cli.reporting import FAILURE, fail, quieten, say
+from jaxrl.cli.runs import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunLock, checkpoints_below, write_record
+from jaxrl.trainers.checkpoint import read_metadata
+from jaxrl.trainers.display import open_display
+from jaxrl.trainers.fit import check_stop, criterion_met, env_label, train_until
+from jaxrl.trainers.history import History, value_at
+from jaxrl.trainers.interruption import Interruption
+from jaxrl.trainers.results import new_run_directory
+from jaxrl.types import CheckpointError, ConfigError, JaxrlError
+
+
+class Settings(NamedTuple):
+    """What all experiments of a command share."""
+
+    verbosity: int
+    trust_imports: bool
+
+
+def start(experiment: Experiment, directory: pathlib.Path, settings: Settings) -> int:
+    """Starts a run in a new directory of an experiment's.
+
+    Args:
+        experiment: what to run.
+        directory: the experiment's, made with the first result.
+        settings: of the command.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        JaxrlError: what the user gave cannot work.
+    """
+    source = None if experiment.restore is None else pathlib.Path(experiment.restore).expanduser()
+    run = experiment.run
+    env = experiment.full_config().get("env")
+    if source is not None:
+        metadata = read_metadata(source)
+        run, env = run or str(metadata["algorithm"]), env or metadata["env"]
+    assert run is not None
+    cls = find_trainer(run)
+    quieten(settings.verbosity)
+    target = new_run_directory(directory, cls.name_of(), env)
+    return _Session(cls, experiment, target, settings).train(source)
+
+
+def resume(run: Run, experiment: Experiment, settings: Settings) -> int:
+    """Goes on with a run from its last checkpoint, in its directory.
+
+    Args:
+        run: the run.
+        experiment: its experiment, with what the command line changes.
+        settings: of the command.
+
+    Returns:
+        The exit code.
+    """
+    checkpoints = checkpoints_below(run.directory)
+    source = checkpoints[-1] if checkpoints else experiment.restore and pathlib.Path(experiment.restore).expanduser()
+    name = experiment.run or (read_metadata(source)["algorithm"] if source else None)
+    if name is None:
+        raise ConfigError(f"{run.directory}: its record names no algorithm; give --run")
+    say(f"Resuming {run.directory} " + (f"from {source.name}" if source else "from the start: it has no checkpoint"))
+    cls = find_trainer(name)
+    quieten(settings.verbosity)
+    return _Session(cls, experiment, run.directory, settings).train(source or None)
+
+
+class _Session:
+    """Drives one run to its end, an interruption or a failure."""
+
+    def __init__(self, cls: Any, experiment: Experiment, directory: pathlib.Path, settings: Settings) -> None:
+        self.cls, self.experiment, self.directory, self.settings = cls, experiment, directory, settings
+        self.stop = check_stop(experiment.stop)
+        self.lock = RunLock(directory)
+        self.trainer: Any = None
+        self.checkpoint: str | None = None
+        self.saved_at = -1
+
+    def train(self, source: pathlib.Path | None) -> int:
+        if (self.directory / "run.json").exists():
+            self.lock.acquire()
+        try:
+            self.trainer = self._make(source)
+            if source is not None and source.parent == self.directory:
+                self.checkpoint, self.saved_at = str(source), self.trainer.iteration
+                if self._is_done():
+                    return self._finish(DONE, History(), 0)
+            return self._train()
+        finally:
+            if self.trainer is not None:
+                self.trainer.stop()
+            self.lock.release()
+
+    def _train(self) -> int:
+        if not self.stop:
+            say("No --stop was given: it trains until Ctrl-C.")
+        title = f"{self.cls.name_of()} on {env_label(self.trainer)}"
+        failures = 0
+        parts: list[Mapping[str, Any]] = []
+        with Interruption((signal.SIGINT, signal.SIGTERM), on_first=request_end, on_second=quit_now) as interruption:
+            while True:
+                display = open_display(title=title)
+                collected: list[Mapping[str, Any]] = []
+                try:
+                    history = train_until(
+                        self.trainer,
+                        self.stop,
+                        display=display._replace(note=lambda text: None),
+                        interrupted=lambda: interruption.requested,
+                        after=lambda result, collected=collected: self._after(result, collected),
+                    )
+                    parts += history.results
+                    break
+                except (ConfigError, CheckpointError):
+                    raise
+                except Exception as error:
+                    parts += collected
+                    self._record(FAILED)
+                    if failures >= self.experiment.max_failures or self.checkpoint is None:
+                        return self._failed(error, parts)
+                    failures += 1
+                    fail(error, self.settings.verbosity)
+                    say(f"Going on from {self.checkpoint} ({failures} of {self.experiment.max_failures} failures)")
+                    self.trainer.stop()
+                    self.trainer = self._make(pathlib.Path(self.checkpoint))
+            signal_number = interruption.requested
+            if (signal_number is not None or self.experiment.checkpoint_at_end) and parts:
+                self._save()
+        whole = History(parts, name=title, note=history.note)
+        if signal_number is not None:
+            return self._finish(INTERRUPTED, whole, 128 + signal_number)
+        return self._finish(DONE, whole, 0)
+
+    def _make(self, source: pathlib.Path | None) -> Any:
+        config = self.experiment.full_config()
+        if source is None:
+            return self.cls(config, results_dir=self.directory)
+        # Tune's wrapper options aside, the checkpoint's config holds unless the command line says otherwise.
+        return self.cls.from_checkpoint(
+            source, config, trust_imports=self.settings.trust_imports, results_dir=self.directory
+        )
+
+    def _after(self, result: Mapping[str, Any], collected: list[Mapping[str, Any]]) -> None:
+        if not collected:
+            self.lock.acquire()
+            self._record(RUNNING)
+        collected.append(result)
+        frequency = self.experiment.checkpoint_freq
+        if frequency and self.trainer.iteration % frequency == 0:
+            self._save()
+
+    def _save(self) -> None:
+        if self.saved_at != self.trainer.iteration:
+            self.checkpoint, self.saved_at = self.trainer.save(), self.trainer.iteration
+
+    def _record(self, status: str) -> None:
+        write_record(Run(self.directory, self.experiment, status))
+
+    def _is_done(self) -> bool:
+        """Whether the checkpoint stands where the run was to end: one more iteration would be one too many."""
+        try:
+            results = History.load(self.directory)
+        except JaxrlError:
+            return False
+        last = [r for r in results if r.get("training_iteration") == self.trainer.iteration]
+        return bool(last) and criterion_met(self.stop, last[-1]) is not None
+
+    def _failed(self, error: Exception, parts: list[Mapping[str, Any]]) -> int:
+        if not isinstance(error, JaxrlError):
+            raise error
+        fail(error, self.settings.verbosity)
+        if parts:
+            self._say_where()
+        return FAILURE
+
+    def _finish(self, status: str, history: History, code: int) -> int:
+        self._record(status)
+        if history:
+            print(summary(history))
+        elif status == DONE:
+            print("There is nothing left to do: the run has met its stop criterion.")
+        self._say_where()
+        if status == INTERRUPTED:
+            print("Go on with: jaxrl train --resume, and the same --experiment-name and --storage-path if any")
+        return code
+
+    def _say_where(self) -> None:
+        print(f"Results:    {self.directory}")
+        if self.checkpoint is not None:
+            print(f"Checkpoint: {self.checkpoint}", flush=True)
+
+
+def summary(history: History) -> str:
+    """What a run did, in a few lines."""
+    last = history[-1]
+    steps, seconds = value_at(last, "timesteps_total"), value_at(last, "time_total_s")
+    compiling = sum(value for value in history.column("compile_time_s") if value == value)
+    lines = [
+        f"{history.name}: {int(value_at(last, 'training_iteration'))} iterations, {steps:,.0f} env steps, "
+        f"{seconds:,.1f} s of training ({compiling:.1f} s of it compiling)"
+    ]
+    rewards = [(value, result) for value, result in zip(history.column("episode_reward_mean"), history, strict=True)]
+    finite = [(value, result) for value, result in rewards if value == value]
+    if finite:
+        best, where = max(finite, key=lambda pair: pair[0])
+        lines.append(
+            f"Mean episode reward: {finite[0][0]:.1f} at first, {finite[-1][0]:.1f} at last, best {best:.1f} "
+            f"(iteration {int(value_at(where, 'training_iteration'))})"
+        )
+    return "\n".join([*lines, *([history.note] if history.note else [])])
+
+
+def request_end(number: int) -> None:
+    """Says that the run ends after its iteration; for `Interruption`."""
+    del number
+    # Not print: the signal may have come while something was being printed.
+    os.write(2, b"\nEnding after this iteration, with a checkpoint; press Ctrl-C again to quit at once.\n")
+
+
+def quit_now(number: int) -> None:
+    """Ends the process; Ray's processes notice and end too."""
+    os.write(2, b"\nQuit without a checkpoint.\n")
+    os._exit(128 + number)

@@ -1,0 +1,73 @@
+"""What the commands say: errors in one line, and silence from the libraries underneath."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+USAGE, FAILURE = 2, 1
+_LIBRARIES = ("ray", "jax", "jax._src", "absl", "matplotlib")
+
+
+def quieten(verbosity: int) -> None:
+    """Silences the logs of the libraries underneath, or lets them speak.
+
+    Called before they are imported (they read the environment then) and again afterwards (some set their level then).
+
+    Args:
+        verbosity: 0: errors alone; 1: as much as INFO; 2: DEBUG.
+    """
+    if verbosity == 0:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Without it Ray warns at length that a default will change, to this.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+    level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(level)
+    if verbosity:
+        logging.basicConfig(level=level)
+
+
+@contextmanager
+def reported(verbosity: int = 0) -> Iterator[None]:
+    """Turns the errors that jaxrl raises on purpose into one message and an exit code.
+
+    Code 2 is for what the user gave (configuration, checkpoint, path), 1 for what failed while it ran. Other
+    exceptions are faults of jaxrl or of the user's code, and keep their traceback.
+
+    Args:
+        verbosity: with 1 or more, tracebacks are shown.
+    """
+    from jaxrl.types import CheckpointError, ConfigError, JaxrlError
+
+    try:
+        yield
+    except JaxrlError as error:
+        user = isinstance(error, (ConfigError, CheckpointError)) or type(error) is JaxrlError
+        fail(error, verbosity)
+        raise typer.Exit(USAGE if user else FAILURE) from error
+    except KeyboardInterrupt:
+        say("Interrupted.")
+        raise typer.Exit(130) from None
+
+
+def fail(error: BaseException, verbosity: int) -> None:
+    """Prints an error: one message, or with `verbosity` its traceback."""
+    if verbosity:
+        traceback.print_exception(error)
+    say(f"Error: {error}" if str(error) else f"Error: {type(error).__name__}")
+
+
+def say(text: str) -> None:
+    """Prints to standard error: what the user should know, and no part of a command's output."""
+    print(text, file=sys.stderr, flush=True)
