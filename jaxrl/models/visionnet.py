@@ -160,16 +160,25 @@ def conv_xla(x: Array, kernel: Array, stride: tuple[int, int], padding: str) -> 
 
 
 def conv_im2col(x: Array, kernel: Array, stride: tuple[int, int], padding: str) -> Array:
-    """`conv2d` by one strided slice per kernel position, concatenated into patches, and one matrix product."""
-    kh, kw, channels, out = kernel.shape
-    sh, sw = stride
+    """`conv2d` by one slice per kernel position, concatenated into patches, and one matrix product.
+
+    Where the stride divides the kernel, blocks of `stride` pixels become channels first (space to depth): the 89 strided
+    slices of the Nature CNN become 17 plain ones, which compile in a third of the time and run as fast.
+    """
+    (kh, kw, channels, out), (sh, sw) = kernel.shape, stride
     height, width = (_out_size(n, k, s, padding) for n, k, s in zip(x.shape[1:3], (kh, kw), stride, strict=True))
+    rows, columns = (height - 1) * sh + kh, (width - 1) * sw + kw  # that the kernel reaches
     if padding == "SAME":
-        rows, columns = (
-            max((m - 1) * s + k - n, 0)
-            for n, m, k, s in zip(x.shape[1:3], (height, width), (kh, kw), stride, strict=True)
-        )
-        x = jnp.pad(x, ((0, 0), (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0)))
+        top, left = (max(need - n, 0) // 2 for need, n in zip((rows, columns), x.shape[1:3], strict=True))
+        bottom, right = max(rows - x.shape[1] - top, 0), max(columns - x.shape[2] - left, 0)
+        x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    x = x[:, :rows, :columns]
+    if (sh, sw) != (1, 1) and kh % sh == kw % sw == 0:
+        x = x.reshape(-1, rows // sh, sh, columns // sw, sw, channels).swapaxes(2, 3)
+        kernel = kernel.reshape(kh // sh, sh, kw // sw, sw, channels, out).swapaxes(1, 2)
+        kh, kw, channels = kh // sh, kw // sw, sh * sw * channels
+        x = x.reshape(-1, rows // sh, columns // sw, channels)
+        sh, sw = 1, 1
     patches = [
         x[:, i : i + (height - 1) * sh + 1 : sh, j : j + (width - 1) * sw + 1 : sw]
         for i in range(kh)
