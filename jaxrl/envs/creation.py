@@ -92,8 +92,7 @@ def make_env_creator(env: Any) -> EnvCreator:
         env: one of
             - a gymnasium id: `env_config` goes to `gymnasium.make` as keyword arguments (`render_mode` too);
             - a registered name (`jaxrl.registry.register_env`), the built-in environments included;
-            - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where it takes one
-            positional
+            - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where it takes one positional
               parameter for it, else with `env_config` as keyword arguments;
             - an environment, or a list of them (one per `num_envs_per_worker`).
 

@@ -1,10 +1,9 @@
 """Five probe environments with known answers, which any sound algorithm learns in seconds.
 
 Each isolates one thing that can be wrong, in the order in which to look: the value loss and optimiser, the value's
-    dependence on
-the observation, discounting, the policy loss, and the policy's dependence on the observation (after A. Jones,
-"Debugging reinforcement learning", https://andyljones.com/posts/rl-debugging.html). `env_config={"continuous": True}`
-replaces the two actions by one in [-1, 1].
+dependence on the observation, discounting, the policy loss, and the policy's dependence on the observation (after
+A. Jones, "Debugging reinforcement learning", https://andyljones.com/posts/rl-debugging.html).
+`env_config={"continuous": True}` replaces the two actions by one in [-1, 1].
 """
 
 from __future__ import annotations
@@ -78,9 +77,9 @@ class ProbeEnv(gym.Env):
     - ObservationProbe: one step, observation -1 or 1, which is the reward and the value.
     - DiscountProbe: observation 0, then 1, then reward 1: the values are gamma and 1.
     - ActionProbe: one step, reward 1 for action 1 and -1 for action 0 (continuous: 1 - (a - 0.5)^2): the best value
-    is 1. - ObservationActionProbe: one step, reward 1 for action 1 at observation 1 and for action 0 at observation
-    -1, else -1
-      (continuous: 1 - (a - obs / 2)^2): the best value is 1.
+      is 1.
+    - ObservationActionProbe: one step, reward 1 for action 1 at observation 1 and for action 0 at observation -1,
+      else -1 (continuous: 1 - (a - obs / 2)^2): the best value is 1.
 
     Args:
         task: name of the task.

@@ -43,7 +43,7 @@ def make_gradients(loss_fn: Any, make_context: MakeContext) -> Callable[[TrainSt
             grads, out = _group_gradients(loss_fn, train_state.params, batch, ctx)
         else:
             grads, out = _one_gradient(loss_fn, train_state.params, batch, ctx)
-        return grads, LearnOutput({**out.metrics, "grad_gnorm": optax.global_norm(grads)}, out.rows)
+        return grads, LearnOutput({**out.metrics, "grad_gnorm": optax.tree.norm(grads)}, out.rows)
 
     return gradients
 
