@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ def term(fn: LossFn, /, **coeffs: float) -> Term:
         ```python
         def l2(max_norm=10.0):
             def loss_fn(params, batch, ctx):
-                return jnp.minimum(optax.global_norm(params), losses.coeff(ctx, "max_norm"))
+                return jnp.minimum(optax.tree.norm(params), losses.coeff(ctx, "max_norm"))
             return losses.term(loss_fn, max_norm=max_norm)
 
         loss_fn = losses.weighted_sum(surrogate=(1.0, losses.clipped_surrogate()), l2=(1e-4, l2()))
@@ -153,8 +154,8 @@ def weighted_sum(**terms: tuple[float, LossFn]) -> Term:
             total = total + coeff(ctx, f"{name}_coeff") * value
             # An inner sum's total is its value, which is the metric `name` here.
             own = {key: metric for key, metric in extra.metrics.items() if key != TOTAL_LOSS}
-            metrics.add(name, {name: value, **own})
-            rows.add(name, extra.rows)
+            metrics.add(f"term {name!r}", {name: value, **own})
+            rows.add(f"term {name!r}", extra.rows)
         return total, LearnOutput({**metrics.values, TOTAL_LOSS: total}, rows.values)
 
     return Term(loss_fn, coeffs, "weighted_sum")
@@ -165,8 +166,10 @@ def _union_of_coeffs(terms: Mapping[str, Any]) -> dict[str, float]:
     for name, entry in terms.items():
         if not (isinstance(entry, tuple) and len(entry) == 2 and callable(entry[1])):
             raise LossError(f"weighted_sum: {name}: expected (weight, loss_fn), got {entry!r}")
-        if callable(entry[0]) or name == TOTAL_LOSS:
-            raise LossError(f"weighted_sum: {name}={entry!r}: weight and loss_fn are swapped, or the name is taken")
+        if not isinstance(entry[0], numbers.Real):
+            raise LossError(f"weighted_sum: {name}: expected a number as weight, got {entry[0]!r}")
+        if name == TOTAL_LOSS:
+            raise LossError(f"weighted_sum: the name {TOTAL_LOSS!r} is taken by the sum itself; rename the term")
         union.add(f"the weight of {name!r}", {f"{name}_coeff": entry[0]})
         union.add(f"term {name!r}", coeffs_of(entry[1]))
     return union.values

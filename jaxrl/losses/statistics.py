@@ -37,7 +37,7 @@ def standardize(x: Any, mask: Any = None, eps: float = 1e-4) -> Any:
     return scaled.astype(x.dtype)
 
 
-def explained_variance(y: Array, pred: Array, batch: Any) -> Array:
+def explained_variance(y: Any, pred: Any, batch: Any) -> Array:
     """Share of the variance of `y` that `pred` explains: `max(-1, 1 - var(y - pred) / var(y))`.
 
     1 is perfect, 0 no better than a constant. If `y` is constant over the batch, so that nothing is there to explain,
