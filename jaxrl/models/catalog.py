@@ -16,6 +16,7 @@ from jaxrl import registry
 from jaxrl.models import adapters, preprocess, visionnet
 from jaxrl.models.config import ModelConfig
 from jaxrl.models.fcnet import PolicyHead, ValueHead
+from jaxrl.models.initializers import initialize
 from jaxrl.models.model import FEED_FORWARD_READS, RECURRENT_READS, Model, no_state
 from jaxrl.models.networks import Encoder, PolicyNet, SeparateNets, SharedNet, ValueNet, layer_specs, make_cell
 from jaxrl.types import ConfigError, ModelInputs, ModelOutput, Params, PyTree
@@ -70,8 +71,8 @@ def make_model(
         inputs = ModelInputs(preprocess.zeros(obs_space, leading))
         if config.lstm_use_prev_action_reward:
             inputs = adapters.example_inputs(obs_space, action_space, leading)
-        variables: Any = net.init(key, inputs, state_fn(1))
-        params = variables.get("params", {})
+        variables: Any = jax.eval_shape(net.init, key, inputs, state_fn(1))
+        params = initialize(key, variables.get("params", {}), config)
         return {group: params.get(group, {}) for group in groups}
 
     def apply(params: Params, inputs: ModelInputs, state: PyTree = ()) -> ModelOutput:
@@ -118,9 +119,9 @@ def _network(
     head = PolicyHead(num_outputs, config, layers[-1][1] if layers else jax.nn.identity)
     encoder = Encoder(obs_space, action_space, config, drop)
     if config.vf_share_layers:
-        return SharedNet(encoder, head, ValueHead(config))
+        return SharedNet(encoder, head, ValueHead())
     value_encoder = Encoder(obs_space, action_space, config)
-    return SeparateNets(PolicyNet(encoder, head), ValueNet(value_encoder, ValueHead(config)))
+    return SeparateNets(PolicyNet(encoder, head), ValueNet(value_encoder, ValueHead()))
 
 
 def _validate(obs_space: gymnasium.Space, action_space: gymnasium.Space, num_outputs: int, config: ModelConfig) -> None:

@@ -69,7 +69,7 @@ class ModelConfig:
     )
     initializer: str = option(
         "orthogonal",
-        "orthogonal (gain sqrt 2 hidden, 0.01 policy head, 1 value head), glorot (uniform, every layer) or normc "
+        "orthogonal (gain sqrt 2 hidden, 0.01 policy head, 1 value head), glorot (Gaussian, every layer) or normc "
         "(columns of norm 1 hidden, 0.01 policy head, 1 value head: RLlib's)",
         choices=_INITIALIZERS,
     )

@@ -51,7 +51,7 @@ class Encoder(nn.Module):
                 features.append(preprocess.flat(x, leaf.space))
         x = jnp.concatenate(features, axis=-1) if len(features) > 1 else features[0]
         layers = layer_specs(self.obs_space, self.config)
-        x = hidden_layers(x, layers[: len(layers) - self.drop_layers], self.config)
+        x = hidden_layers(x, layers[: len(layers) - self.drop_layers])
         if not self.config.recurrent:
             return x, state
         if self.config.lstm_use_prev_action_reward:

@@ -5,13 +5,13 @@ The input products of all rows are one matrix product outside the scan; the scan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl.models.initializers import cell_kernel, lstm_bias
 from jaxrl.types import Array, PyTree
 
 # One step: (state [B, ...], row) -> (state [B, ...], output [B, ...]).
@@ -59,21 +59,11 @@ def _where(condition: Array, if_true: PyTree, if_false: PyTree) -> PyTree:
     return jax.tree.map(choose, if_true, if_false)
 
 
-def _per_gate(init: Any, gates: int) -> Any:
-    """An initializer of `[inputs, gates * H]` that draws each gate's block on its own, as separate layers would."""
-
-    def blocks(key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        block = (shape[0], shape[1] // gates)
-        return jnp.concatenate([init(k, block, dtype) for k in jax.random.split(key, gates)], axis=1)
-
-    return blocks
-
-
 class LSTM(nn.Module):
     """Long short-term memory (Hochreiter & Schmidhuber 1997, https://doi.org/10.1162/neco.1997.9.8.1735).
 
     The maths of `flax.linen.OptimizedLSTMCell`, its gates i, f, g, o side by side in one kernel. The forget gate's bias
-    starts at 1 (Jozefowicz et al. 2015, https://proceedings.mlr.press/v37/jozefowicz15.html, section 2.2).
+    starts at 1 (see `jaxrl.models.initializers`).
     """
 
     size: int
@@ -132,13 +122,16 @@ class GRU(nn.Module):
 
 def _cell_params(cell: LSTM | GRU, inputs: int, *, gates: int) -> tuple[Array, Array, Array]:
     """Input kernel `[F, gates * H]`, recurrent kernel `[H, gates * H]` and bias `[gates * H]`."""
-    orthogonal, glorot = nn.initializers.orthogonal(), nn.initializers.glorot_uniform()
-    w_x = cell.param("input_kernel", _per_gate(glorot, gates), (inputs, gates * cell.size))
-    w_h = cell.param("recurrent_kernel", _per_gate(orthogonal, gates), (cell.size, gates * cell.size))
 
-    def bias_init(key: Any, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    def kernel(name: str, rows: int) -> Array:
+        def init(key: Array, shape: tuple[int, ...]) -> Array:
+            return cell_kernel(name, jax.random.normal(key, shape), gates)
+
+        return cell.param(name, init, (rows, gates * cell.size))
+
+    def bias(key: Array, shape: tuple[int, ...]) -> Array:
         del key
-        forget = slice(cell.size, 2 * cell.size) if gates == 4 else slice(0)
-        return jnp.zeros(shape, dtype).at[forget].set(1.0)
+        return lstm_bias(cell.size) if gates == 4 else jnp.zeros(shape)
 
-    return w_x, w_h, cell.param("bias", bias_init, (gates * cell.size,))
+    w_x, w_h = kernel("input_kernel", inputs), kernel("recurrent_kernel", cell.size)
+    return w_x, w_h, cell.param("bias", bias, (gates * cell.size,))

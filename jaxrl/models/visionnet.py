@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from jaxrl.models import preprocess
 from jaxrl.models.config import ModelConfig, activation
-from jaxrl.models.fcnet import kernel_init
 from jaxrl.types import Array, ConfigError
 
 _NATURE_84 = ((32, 8, 4, "valid"), (64, 4, 2, "valid"), (64, 3, 1, "valid"), (512, 7, 1, "valid"))
@@ -120,7 +119,7 @@ class VisionNet(nn.Module):
         x = preprocess.to_image(x.reshape(math.prod(leading), *x.shape[-3:]), self.space)
         for i, layer in enumerate(conv_layers(self.space, self.config)):
             shape = (*layer.kernel, x.shape[-1], layer.out)
-            kernel = self.param(f"kernel_{i}", kernel_init(self.config, "hidden"), shape)
+            kernel = self.param(f"kernel_{i}", nn.initializers.zeros, shape)
             bias = self.param(f"bias_{i}", nn.initializers.zeros, (layer.out,))
             x = act(conv2d(x, kernel, layer.stride, layer.padding) + bias)
         return x.reshape(*leading, math.prod(x.shape[1:]))
@@ -162,8 +161,8 @@ def conv_xla(x: Array, kernel: Array, stride: tuple[int, int], padding: str) -> 
 def conv_im2col(x: Array, kernel: Array, stride: tuple[int, int], padding: str) -> Array:
     """`conv2d` by one slice per kernel position, concatenated into patches, and one matrix product.
 
-    Where the stride divides the kernel, blocks of `stride` pixels become channels first (space to depth): the 89 strided
-    slices of the Nature CNN become 17 plain ones, which compile in a third of the time and run as fast.
+    Where the stride divides the kernel, blocks of `stride` pixels become channels first (space to depth): the 89
+    strided slices of the Nature CNN become 17 plain ones, which compile in a third of the time and run as fast.
     """
     (kh, kw, channels, out), (sh, sw) = kernel.shape, stride
     height, width = (_out_size(n, k, s, padding) for n, k, s in zip(x.shape[1:3], (kh, kw), stride, strict=True))

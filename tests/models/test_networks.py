@@ -127,7 +127,8 @@ def test_initial_parameters():
     np.testing.assert_allclose(jnp.linalg.norm(params["encoder"]["layer_1"]["kernel"], axis=0), 1.0, rtol=1e-5)
     np.testing.assert_allclose(jnp.linalg.norm(params["policy"]["out"]["kernel"], axis=0), 0.01, rtol=1e-5)
     params = init("glorot")
-    assert jnp.abs(params["encoder"]["layer_1"]["kernel"]).max() <= np.sqrt(6 / 128)
+    np.testing.assert_allclose(params["encoder"]["layer_1"]["kernel"].std(), np.sqrt(2 / 128), rtol=0.05)
+    assert not np.allclose(params["encoder"]["layer_0"]["kernel"], params["encoder"]["layer_1"]["kernel"])
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -100,7 +100,13 @@ def test_gru_is_flax_gru():
 
 
 def test_initial_cell():
-    params: Any = LSTM(6).init(KEY, jnp.zeros((1, 1, 3)), LSTM(6).initial_state(1), None, None)["params"]
+    alone: Any = LSTM(6).init(KEY, jnp.zeros((1, 1, 3)), LSTM(6).initial_state(1), None, None)
+    built_in = make_model(VECTOR, TWO, 2, ModelConfig(fcnet_hiddens=(), use_lstm=True, lstm_cell_size=6)).init(KEY)
+    for params in (alone["params"], built_in["encoder"]["cell"]):
+        check_initial_lstm(params)
+
+
+def check_initial_lstm(params):
     np.testing.assert_array_equal(params["bias"], np.repeat([0, 1, 0, 0], 6))
     for i in range(4):
         block = params["recurrent_kernel"][:, 6 * i : 6 * (i + 1)]

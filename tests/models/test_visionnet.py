@@ -46,7 +46,7 @@ def test_both_lowerings_agree(padding, kernel, stride):
 
 def test_a_kernel_as_large_as_the_image_is_a_dense_layer():
     rng = np.random.default_rng(0)
-    x, w = rng.normal(size=(2, 5, 4, 3)).astype(np.float32), rng.normal(size=(5, 4, 3, 6)).astype(np.float32)
+    x, w = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 5, 4, 3), (5, 4, 3, 6)))
     got = visionnet.conv2d(x, w, (1, 1), "VALID")
     np.testing.assert_allclose(got, visionnet.conv_xla(x, w, (1, 1), "VALID"), rtol=1e-4, atol=1e-5)
 
@@ -118,7 +118,7 @@ def test_bytes_stay_bytes_until_inside_the_model():
     space = image(10, 10, 2)
     config = ModelConfig(conv_filters=[[4, 3, 2]])
     model = make_model(space, TWO, 2, config)
-    params = jax.jit(model.init)(KEY)
+    params = model.init(KEY)
     obs = np.random.default_rng(0).integers(0, 256, (3, 10, 10, 2), np.uint8)
     out = jax.jit(model.apply)(params, ModelInputs(obs))
     same = make_model(spaces.Box(0.0, 1.0, (10, 10, 2)), TWO, 2, config)
@@ -129,7 +129,7 @@ def test_bytes_stay_bytes_until_inside_the_model():
 def test_gradient_inside_a_scan():
     space = image(12, 12, 1)
     model = make_model(space, TWO, 2, ModelConfig(conv_filters=[[4, 3, 2], [8, 6, 1]]))
-    params = jax.jit(model.init)(KEY)
+    params = model.init(KEY)
     obs = np.random.default_rng(0).integers(0, 256, (3, 4, 12, 12, 1), np.uint8)
 
     def loss(params, obs):
