@@ -16,6 +16,9 @@ from jaxrl import registry
 # Ray's own key: a result that has it is followed by a checkpoint.
 _SHOULD_CHECKPOINT = "should_checkpoint"
 
+# A trial that an interruption ended.
+UNFINISHED = "INTERRUPTED"
+
 
 class TrialView(NamedTuple):
     """A trial as it stands.
@@ -23,10 +26,9 @@ class TrialView(NamedTuple):
     Attributes:
         name: Tune's id of it.
         tag: what sets it apart from the others, `lr=0.001` say.
-        status: Tune's: PENDING, RUNNING, PAUSED, TERMINATED, ERROR.
+        status: Tune's: PENDING, RUNNING, PAUSED, TERMINATED, ERROR; or INTERRUPTED.
         result: its last result; empty before the first.
         directory: its results directory, or None.
-        checkpoint: its newest checkpoint, or None.
         error: why it failed, in one line; empty where it did not.
     """
 
@@ -35,7 +37,6 @@ class TrialView(NamedTuple):
     status: str
     result: Mapping[str, Any]
     directory: str | None
-    checkpoint: str | None
     error: str
 
 
@@ -106,7 +107,9 @@ def run_trials(
             callbacks=[watch],
             verbose=0,
         )
-    return [_view(trial) for trial in analysis.trials]
+    trials = [_view(trial) for trial in analysis.trials]
+    # Tune calls them terminated as it ends; what it saved, and resumes from, says otherwise.
+    return [t._replace(status=UNFINISHED) if t.name in watch.unfinished else t for t in trials]
 
 
 class _Watch(tune.Callback):
@@ -117,12 +120,14 @@ class _Watch(tune.Callback):
         self._interrupted = interrupted
         self._saved: set[str] = set()
         self._ended = False
+        self.unfinished: set[str] = set()
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         if self._ended or not self._interrupted():
             return
         if all(trial.status != "RUNNING" or trial.trial_id in self._saved for trial in trials):
             self._ended = True
+            self.unfinished = {str(trial) for trial in trials if trial.status not in ("TERMINATED", "ERROR")}
             # How Tune is asked to end with its trials unfinished, so that they can be resumed.
             signal.raise_signal(signal.SIGUSR1)
 
@@ -145,14 +150,12 @@ class _Watch(tune.Callback):
 
 
 def _view(trial: Any) -> TrialView:
-    checkpoint = trial.checkpoint.path if trial.checkpoint is not None else None
     return TrialView(
         name=str(trial),
         tag=str(trial.experiment_tag or "").partition("_")[2],
         status=str(trial.status),
         result=trial.last_result or {},
         directory=trial.local_path,
-        checkpoint=checkpoint,
         error=_error_line(trial.error_file) if trial.status == "ERROR" else "",
     )
 

@@ -10,7 +10,17 @@ from typing import Any, NamedTuple
 
 from jaxrl.cli.experiments import Experiment, find_trainer
 from jaxrl.cli.reporting import FAILURE, fail, quieten, say
-from jaxrl.cli.runs import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunLock, checkpoints_below, write_record
+from jaxrl.cli.runs import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    Run,
+    RunLock,
+    checkpoints_below,
+    resume_command,
+    write_record,
+)
 from jaxrl.trainers.checkpoint import read_metadata
 from jaxrl.trainers.display import open_display
 from jaxrl.trainers.fit import check_stop, criterion_met, env_label, train_until
@@ -192,7 +202,7 @@ class _Session:
             print("There is nothing left to do: the run has met its stop criterion.")
         self._say_where()
         if status == INTERRUPTED:
-            print("Go on with: jaxrl train --resume, and the same --experiment-name and --storage-path if any")
+            print(f"Go on with: {resume_command(self.directory.parent)}", flush=True)
         return code
 
     def _say_where(self) -> None:

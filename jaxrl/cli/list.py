@@ -54,10 +54,15 @@ def _print_table(head: list[str], rows: list[list[str]]) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        # Another program may read it: nothing is cut or wrapped.
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        for row in [head, *rows]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in head:
-        # Where there is no terminal, nothing should be cut or wrapped: another program may read it.
-        table.add_column(name, no_wrap=not console.is_terminal, overflow="fold")
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console.print(table, soft_wrap=not console.is_terminal, markup=False, highlight=False)
+    console.print(table, markup=False, highlight=False)

@@ -7,12 +7,13 @@ import fcntl
 import json
 import os
 import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxrl import config as config_lib
 from jaxrl.cli.experiments import Experiment
-from jaxrl.trainers.results import replace_text
+from jaxrl.trainers.results import replace_text, results_root
 from jaxrl.types import CheckpointError, ConfigError
 
 RECORD, FORMAT_VERSION = "run.json", 1
@@ -82,6 +83,20 @@ def find_interrupted(directory: pathlib.Path) -> Run:
             "the interrupted run, or --restore CHECKPOINT"
         )
     return unfinished[-1]
+
+
+def resume_command(experiment: pathlib.Path) -> str:
+    """The command that goes on with the interrupted run of an experiment.
+
+    Args:
+        experiment: its directory.
+    """
+    words = ["jaxrl", "train", "--resume"]
+    if experiment.name != "default":
+        words += ["--experiment-name", experiment.name]
+    if experiment.parent != results_root():
+        words += ["--storage-path", str(experiment.parent)]
+    return shlex.join(words)
 
 
 class RunLock:

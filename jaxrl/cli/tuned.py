@@ -11,7 +11,17 @@ from typing import Any, Self
 from jaxrl.cli.direct import Settings, quit_now, request_end
 from jaxrl.cli.experiments import Experiment, find_trainer
 from jaxrl.cli.reporting import FAILURE, quieten, say
-from jaxrl.cli.runs import DONE, FAILED, INTERRUPTED, RUNNING, Run, RunLock, write_record
+from jaxrl.cli.runs import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    Run,
+    RunLock,
+    checkpoints_below,
+    resume_command,
+    write_record,
+)
 from jaxrl.trainers import checkpoint, resources
 from jaxrl.trainers.display import format_line
 from jaxrl.trainers.fit import check_stop
@@ -45,7 +55,7 @@ def resume(run: Run, experiment: Experiment, address: str | None, settings: Sett
 def _run(
     experiment: Experiment, directory: pathlib.Path, address: str | None, settings: Settings, *, resume: bool
 ) -> int:
-    from jaxrl.tune import TrialPlan, run_trials
+    from jaxrl.tune import UNFINISHED, TrialPlan, run_trials
 
     assert experiment.run is not None
     cls = find_trainer(experiment.run)
@@ -81,14 +91,14 @@ def _run(
             progress.show(trials)
         number = interruption.requested
         failed = [trial for trial in trials if trial.status == "ERROR"]
-        unfinished = [trial for trial in trials if trial.status not in ("ERROR", "TERMINATED")]
-        status = INTERRUPTED if number is not None and unfinished else FAILED if failed else DONE
+        unfinished = any(trial.status == UNFINISHED for trial in trials)
+        status = INTERRUPTED if unfinished else FAILED if failed else DONE
     finally:
         write_record(Run(directory, experiment, status, tune=True))
         lock.release()
         if started:
             resources.shutdown_ray()
-    return _report(directory, trials, number)
+    return _report(directory, trials, number if unfinished else None)
 
 
 def _config(experiment: Experiment, settings: Settings) -> dict[str, Any]:
@@ -108,11 +118,12 @@ def _report(directory: pathlib.Path, trials: Sequence[Any], number: int | None) 
     if finite:
         best, trial = max(finite, key=lambda pair: pair[0])
         print(f"Best mean episode reward at last: {best:.1f}, {trial.name} {trial.tag}".rstrip())
-        if trial.checkpoint is not None:
-            print(f"Checkpoint: {trial.checkpoint}")
+        found = checkpoints_below(pathlib.Path(trial.directory)) if trial.directory else []
+        if found:
+            print(f"Checkpoint: {found[-1]}")
     print(f"Results:    {directory}", flush=True)
     if number is not None:
-        print("Go on with: jaxrl train --resume, and the same --experiment-name and --storage-path if any")
+        print(f"Go on with: {resume_command(directory)}", flush=True)
         return 128 + number
     return FAILURE if failed else 0
 

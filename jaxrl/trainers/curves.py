@@ -135,7 +135,7 @@ def _points(run: History, key: str, x: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _no_values(history: History, label: str, key: str, x: str) -> JaxrlError:
-    known = history.keys()
+    known = history.metrics()
     wrong = next((name for name in (key, x) if name not in known), None)
     name = label or "the run"
     if wrong is None:

@@ -80,7 +80,7 @@ class History(Sequence[Mapping[str, Any]]):
             self.results, name=self.name if name is None else name, note=self.note, more=(*self._more, *others)
         )
 
-    def keys(self) -> list[str]:
+    def metrics(self) -> list[str]:
         """The keys of numbers, nested ones joined by `/`: what `column` and `plot` take."""
         return list(dict.fromkeys(key for result in self for key, value in flatten(result) if _is_number(value)))
 
