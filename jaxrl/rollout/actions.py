@@ -31,7 +31,9 @@ def action_transform(space: spaces.Space, *, normalize: bool, clip: bool) -> Cal
         clip: Box leaves are clipped to their bounds.
     """
     if isinstance(space, spaces.Dict):
-        parts: dict[Any, Any] = {k: action_transform(s, normalize=normalize, clip=clip) for k, s in space.spaces.items()}
+        parts: dict[Any, Any] = {
+            k: action_transform(s, normalize=normalize, clip=clip) for k, s in space.spaces.items()
+        }
         if not any(parts.values()):
             return None
         return lambda actions: {k: fn(actions[k]) if fn else actions[k] for k, fn in parts.items()}

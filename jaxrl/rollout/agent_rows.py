@@ -1,7 +1,8 @@
 """AgentRows: one policy's share of a multi-agent fragment, a column for each agent of each environment.
 
-A row is one transition of an agent, from the observation it acted on to its next observation or end, and stands at the environment step
-that completed it. Agents that act at every step fill every row; for the others the steps between are absent (`mask` False).
+A row is one transition of an agent, from the observation it acted on to its next observation or end, and stands at the
+environment step that completed it. Agents that act at every step fill every row; for the others the steps between are
+absent (`mask` False).
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl.envs import empty_rows
+from jaxrl.envs import EnvPlace, check_fragment, empty_rows
 from jaxrl.policies import Policy
+from jaxrl.rollout.acting import LeanAct
+from jaxrl.rollout.actions import clip_rewards
 from jaxrl.rollout.filters import Filter
 from jaxrl.types import FINAL_PAD, ActInputs, AgentID, PyTree, Weights
 
@@ -37,6 +40,7 @@ class AgentRows:
         self.policy, self.slots, self.filter = policy, slots, filter
         self.column = {slot: b for b, slot in enumerate(slots)}
         self.filter_state, self.filter_delta = filter.init(), filter.init()
+        self._act = LeanAct(policy)
         self._recurrent = policy.spec.recurrent
         self._final_slots = 0
         self.restart()
@@ -108,7 +112,7 @@ class AgentRows:
             self.prev_rewards[b] = 0.0
 
     def act(self, weights: Weights, step: int, key: Any, explore: bool) -> PyTree:
-        """Actions `[B, ...]` of all columns (those of absent agents mean nothing); opens the transitions of the active ones."""
+        """Actions `[B, ...]` of all columns (an absent agent's mean nothing); opens the active ones' transitions."""
         reads = self.policy.spec.act_reads
         obs = self.obs if self.filter.identity else self.filter.apply(self.filter_state, self.obs)
         inputs = ActInputs(
@@ -124,7 +128,7 @@ class AgentRows:
             self._state_before = jax.tree.map(
                 lambda before, after: np.where(_like(on, before), after, before), self._state_before, now
             )
-        actions, self.carry, logp = self.policy.act(weights, inputs, self.carry, key, explore)
+        actions, self.carry, logp = self._act(weights, inputs, self.carry, key, explore)
         actions = jax.tree.map(np.asarray, actions)
         on, pending = self.active, self._pending
         for name, values in (("obs", self.obs), ("actions", actions), ("prev_actions", self.prev_actions)):
@@ -145,7 +149,7 @@ class AgentRows:
         """A reward of the agent of column `b`; it counts towards its open transition."""
         self._pending["rewards"][b] += reward
 
-    def complete(self, i: int, b: int, *, terminated: bool, truncated: bool, final_obs: PyTree) -> None:
+    def complete(self, i: int, b: int, *, terminated: bool, truncated: bool, final_obs: PyTree, clip: Any) -> None:
         """Closes the open transition of column `b` at environment step `i`.
 
         Args:
@@ -153,6 +157,7 @@ class AgentRows:
             b: the column.
             terminated, truncated: whether the agent ended.
             final_obs: its final observation if it ended (None: it got none, its last one stands in), else None.
+            clip: rule of `clip_rewards`.
         """
         pending, columns = self._pending, self._columns
         pending["terminateds"][b], pending["truncateds"][b] = terminated, truncated and not terminated
@@ -160,22 +165,34 @@ class AgentRows:
         self._mask[i, b] = True
         self.open[b] = False
         _set(self.prev_actions, b, jax.tree.map(lambda x: x[b], pending["actions"]))
-        self.prev_rewards[b] = pending["rewards"][b]
+        self.prev_rewards[b] = clip_rewards(pending["rewards"][b], clip)
         if terminated or truncated:
             final = jax.tree.map(lambda x: x[b].copy(), pending["obs"]) if final_obs is None else final_obs
             self._finals.append((i, b, final))
 
     # ---- the fragment
 
-    def fragment(self, steps: int, unroll: int, clip: Any, *, update_filter: bool) -> dict[str, Any]:
-        """The columns of a fragment of `steps` rows, before postprocessing."""
+    def fragment(self, steps: int, unroll: int, clip: Any, place: EnvPlace, *, update_filter: bool) -> dict[str, Any]:
+        """The columns of a fragment of `steps` rows, before postprocessing.
+
+        Args:
+            steps: T.
+            unroll: number of the fragment.
+            clip: rule of `clip_rewards`.
+            place: names the environments in errors.
+            update_filter: whether the filter learns from the rows.
+
+        Raises:
+            EnvError: an observation that is not finite or outside its space.
+        """
         columns = jax.tree.map(lambda x: x[:steps], self._columns)
         mask = self._mask[:steps]
         raw_obs = columns["obs"]
+        self._check(raw_obs, columns["rewards"], mask, place)
         last = jax.tree.map(lambda p, o: np.where(_like(self.open, p), p, o), self._pending["obs"], self.obs)
         columns["obs"], columns["last_obs"] = self._filtered(raw_obs), self._filtered(last)
         columns["final_obs"], columns["final_index"] = self._final_rows(steps)
-        columns["rewards"] = clip(columns["rewards"])
+        columns["rewards"] = clip_rewards(columns["rewards"], clip)
         columns["mask"] = mask
         columns["unroll_id"] = np.full(mask.shape, unroll, np.int32)
         agents = {agent: n for n, agent in enumerate(dict.fromkeys(slot.agent_id for slot in self.slots))}
@@ -196,6 +213,14 @@ class AgentRows:
             self.filter_state = self.filter.update(self.filter_state, seen)
             self.filter_delta = self.filter.update(self.filter_delta, seen)
         return columns
+
+    def _check(self, obs: PyTree, rewards: np.ndarray, mask: np.ndarray, place: EnvPlace) -> None:
+        for b, slot in enumerate(self.slots):
+            on = mask[:, b]
+            if on.any():
+                rows = jax.tree.map(lambda x, b=b, on=on: x[on, b][:, None], obs)
+                who = EnvPlace(f"{place.env_id}, agent {slot.agent_id!r}", place.worker_index, slot.env_index)
+                check_fragment(self.policy.spec.obs_space, rows, rewards[on, b][:, None], who)
 
     def _filtered(self, obs: PyTree) -> PyTree:
         return obs if self.filter.identity else self.filter.apply(self.filter_state, obs)
@@ -255,7 +280,9 @@ def final_slots(have: int, ended: int, steps: int, width: int) -> int:
 
 def refill(template: PyTree, leaves: list[Any]) -> PyTree:
     """`template` with other leaves, in its order."""
-    return jax.tree.unflatten(jax.tree.structure(template), [x if isinstance(x, float) else np.asarray(x) for x in leaves])
+    return jax.tree.unflatten(
+        jax.tree.structure(template), [x if isinstance(x, float) else np.asarray(x) for x in leaves]
+    )
 
 
 def _like(flags: np.ndarray, x: np.ndarray) -> np.ndarray:

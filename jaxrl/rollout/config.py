@@ -15,7 +15,9 @@ class MultiAgentConfig:
     """Options of multi-agent training: which policies there are, and which agents they act for."""
 
     policies: Mapping[str, Any] | None = option(
-        None, "Policies by id: None (the default policy), or (policy, obs_space, action_space, config), each part may be None."
+        None,
+        "Policies by id: None (the default policy), or (policy, obs_space, action_space, config), each part may be "
+        "None.",
     )
     policy_mapping_fn: Callable[..., str] | None = option(None, "Function of an agent's id to the id of its policy.")
     policies_to_train: list[str] | None = option(None, "Ids of the policies that learn; None: all of them.")
@@ -25,7 +27,9 @@ class MultiAgentConfig:
 class RolloutConfig:
     """Options of sampling."""
 
-    env: Any = option(None, "Gymnasium id, registered name, class, 'module:Class', creator function, or list of environments.")
+    env: Any = option(
+        None, "Gymnasium id, registered name, class, 'module:Class', creator function, or list of environments."
+    )
     env_config: Mapping[str, Any] = option({}, "Passed to the environment's creator (EnvContext).")
     num_workers: int = option(0, "Rollout workers on Ray actors; 0: sample in-process, without Ray.", low=0)
     num_envs_per_worker: int = option(1, "Environments that each worker steps together.", low=1)
@@ -39,20 +43,26 @@ class RolloutConfig:
     )
     env_stepping: str = option(
         "auto",
-        "How a worker's environments are stepped: one loop (sync), a process each (async), their own vector env (native).",
+        "How a worker's environments are stepped: one loop (sync), a process each (async), their own vector env "
+        "(native).",
         choices=("auto", "sync", "async", "native"),
     )
     horizon: int | None = option(None, "Cut episodes after this many steps, as truncations.", low=1)
     soft_horizon: bool = option(False, "At the horizon the episode ends without resetting the environment.")
     clip_rewards: bool | float | tuple[float, float] | None = option(
-        None, "Rewards that learning sees: True: their sign; a number c: clipped to [-c, c]; (low, high); None: as they are."
+        None,
+        "Rewards that learning sees: True: their sign; a number c: clipped to [-c, c]; (low, high); None: as they are.",
     )
     clip_actions: bool = option(True, "Clip Box actions to the space before they reach the environment.")
     normalize_actions: bool = option(False, "Policies act in [-1, 1], mapped to the bounds of the Box action space.")
     observation_filter: str = option(
-        "NoFilter", "NoFilter, or MeanStdFilter: observations to mean 0 and deviation 1.", choices=("NoFilter", "MeanStdFilter")
+        "NoFilter",
+        "NoFilter, or MeanStdFilter: observations to mean 0 and deviation 1.",
+        choices=("NoFilter", "MeanStdFilter"),
     )
     synchronize_filters: bool = option(True, "Merge the workers' filter statistics after each iteration.")
     callbacks: Callbacks | None = option(None, "Functions called at every hook of sampling and training.")
     seed: int | None = option(None, "Makes the run repeatable; None: drawn once, shown in results and checkpoints.")
-    multiagent: MultiAgentConfig = option(MultiAgentConfig(), "Policies, mapping of agents to policies, policies to train.")
+    multiagent: MultiAgentConfig = option(
+        MultiAgentConfig(), "Policies, mapping of agents to policies, policies to train."
+    )

@@ -30,8 +30,8 @@ class EpisodeTracker:
     def __init__(self, num_envs: int, worker_index: int, num_workers: int):
         self._stride = num_workers + 1
         self._first = worker_index
-        self._count = num_envs
-        self.eps_id = np.arange(num_envs, dtype=np.int64) * self._stride + self._first
+        self._count = 0
+        self.eps_id = np.zeros(num_envs, np.int64)
         self.length = np.zeros(num_envs, np.int64)
         self.reward = np.zeros(num_envs, np.float64)
 
@@ -50,7 +50,9 @@ class EpisodeTracker:
         steps, width = starts.shape[0] - 1, starts.shape[1]
         if not starts.any():
             t = np.arange(steps)[:, None] + self.length
-            return FragmentIndex(t.astype(np.int32), np.broadcast_to(self.eps_id.astype(np.int32), (steps, width)).copy())
+            return FragmentIndex(
+                t.astype(np.int32), np.broadcast_to(self.eps_id.astype(np.int32), (steps, width)).copy()
+            )
         # Numbers grow with time, so running maxima carry each start's row and number down its column.
         rows = np.arange(steps + 1)[:, None]
         begin = np.where(starts, rows, -1)
@@ -75,18 +77,21 @@ class EpisodeTracker:
             ended: `(t, b)` of each ended row, in order.
             valid: bool `[T, B]`, False where a row is no transition; None if all are.
         """
-        steps, width = rewards.shape
-        begin = np.zeros(width, np.int64)
+        begin = [0] * rewards.shape[1]
         records = []
-        lengths = np.ones_like(rewards, np.int64) if valid is None else valid.astype(np.int64)
+
+        def add(b: int, stop: int) -> None:
+            start, begin[b] = begin[b], stop
+            self.length[b] += stop - start if valid is None else int(valid[start:stop, b].sum())
+            self.reward[b] += rewards[start:stop, b].sum()
+
         for i, b in ended:
-            length = int(self.length[b] + lengths[begin[b] : i + 1, b].sum())
-            reward = float(self.reward[b] + rewards[begin[b] : i + 1, b].sum())
+            add(b, i + 1)
+            length, reward = int(self.length[b]), float(self.reward[b])
             records.append(EpisodeRecord(length, reward, {(SINGLE_AGENT, DEFAULT_POLICY_ID): reward}))
-            begin[b], self.length[b], self.reward[b] = i + 1, 0, 0.0
-        for b in range(width):
-            self.length[b] += lengths[begin[b] :, b].sum()
-            self.reward[b] += rewards[begin[b] :, b].sum()
+            self.length[b], self.reward[b] = 0, 0.0
+        for b in range(len(begin)):
+            add(b, len(rewards))
         return records
 
     def get_state(self) -> dict[str, Any]:

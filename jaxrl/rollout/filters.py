@@ -39,7 +39,10 @@ class Filter(NamedTuple):
 
 
 def merge_stats(a: RunningStat, b: RunningStat) -> RunningStat:
-    """Statistics of two sets of rows together (Chan et al. 1979, eq. 2.1, http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf)."""
+    """Statistics of two sets of rows together.
+
+    Chan, Golub and LeVeque 1979, eq. 2.1 (http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf).
+    """
     count = a.count + b.count
     if count == 0:
         return a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,11 @@ class FragmentRows:
         action_space: the policy's action space.
         steps: T expected.
         filtered: observations that learning sees are kept apart from the raw ones.
+
+    Attributes:
+        rewards: float64 `[T, B]`, as the environments gave them.
+        terminateds, truncateds: bool `[T, B]`.
+        starts: bool `[T + 1, B]`, True where an episode starts with the row.
     """
 
     def __init__(self, env: VectorEnv, action_space: Any, steps: int, *, filtered: bool):
@@ -32,6 +37,7 @@ class FragmentRows:
         self.rewards = np.zeros((steps, b), np.float64)
         self.terminateds = np.zeros((steps, b), bool)
         self.truncateds = np.zeros((steps, b), bool)
+        self.starts = np.zeros((steps + 1, b), bool)
         self._plain = isinstance(self._raw, np.ndarray)
         self._plain_actions = isinstance(self._actions, np.ndarray)
 
@@ -45,7 +51,8 @@ class FragmentRows:
             return np.concatenate([x, np.zeros((have, *x.shape[1:]), x.dtype)])
 
         self._raw, self._obs, self._actions = jax.tree.map(grown, (self._raw, self._obs, self._actions))
-        self.rewards, self.terminateds, self.truncateds = map(grown, (self.rewards, self.terminateds, self.truncateds))
+        self.rewards, self.terminateds = grown(self.rewards), grown(self.terminateds)
+        self.truncateds, self.starts = grown(self.truncateds), grown(self.starts)
 
     def put_raw(self, i: int, obs: PyTree) -> None:
         """Writes raw observations into row `i`."""
@@ -101,3 +108,25 @@ class FragmentRows:
     def actions(self, steps: int) -> PyTree:
         """The first `steps` rows of actions."""
         return jax.tree.map(lambda x: x[:steps], self._actions)
+
+
+class Before(NamedTuple):
+    """What stood before a fragment's first row: model state, previous actions and rewards."""
+
+    state: PyTree
+    actions: PyTree
+    rewards: np.ndarray
+
+
+def zeroed(x: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """A copy of `x` with zeros where `where [B]` is True."""
+    x = np.array(x)
+    x[where] = 0
+    return x
+
+
+def shifted(column: np.ndarray, previous: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The column one row later: `previous` in row 0, zeros where an episode starts."""
+    out = np.concatenate([np.asarray(previous)[None].astype(column.dtype), column[:-1]])
+    out[starts[:-1]] = 0
+    return out

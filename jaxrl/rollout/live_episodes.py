@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl import trees
 from jaxrl.callbacks import Callbacks, Episode
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.rollout.episodes import SINGLE_AGENT
@@ -43,7 +44,13 @@ class LiveEpisodes:
             self._episode(b)
 
     def step(self, rewards: np.ndarray, ended: list[tuple[int, Any]], stepped: np.ndarray | None) -> None:
-        """One vector step: adds rewards `[B]`, calls the hooks; `stepped [B]` says which environments moved (None: all)."""
+        """One vector step: adds rewards and calls the hooks.
+
+        Args:
+            rewards: `[B]`.
+            ended: indices (and final observations) of the environments whose episode ended.
+            stepped: `[B]`, which environments moved; None: all.
+        """
         over = {b for b, _ in ended}
         for b in range(len(self._episodes)):
             if stepped is not None and not stepped[b]:
@@ -74,5 +81,39 @@ class LiveEpisodes:
         ]
 
     def restart(self) -> None:
-        """Forgets the episodes in progress (environments were restored or reset)."""
+        """Forgets the episodes in progress (the environments were reset)."""
         self._episodes = [None] * len(self._episodes)
+
+    # ---- state
+
+    def get_state(self) -> dict[str, Any]:
+        """The episodes in progress, for a checkpoint."""
+        return {"count": self._count, "episodes": [None if e is None else save_episode(e) for e in self._episodes]}
+
+    def set_state(self, state: dict[str, Any], restored: list[bool]) -> None:
+        """Takes saved episodes back, but for environments that did not come back."""
+        self._count = int(state["count"])
+        self._episodes = [
+            load_episode(saved) if saved is not None and same else None
+            for saved, same in zip(state["episodes"], restored, strict=True)
+        ]
+
+
+def save_episode(episode: Episode) -> dict[str, Any]:
+    """An episode in progress as plain data; entries of `user_data` that a checkpoint cannot hold are left out."""
+    agents = [[agent, reward] for agent, reward in episode.agent_rewards.items()]
+    own = {name: value for name, value in episode.user_data.items() if _storable(value)}
+    return {**vars(episode), "agent_rewards": agents, "user_data": own}
+
+
+def load_episode(saved: dict[str, Any]) -> Episode:
+    """The episode that `save_episode` made data of."""
+    return Episode(**{**saved, "agent_rewards": dict(saved["agent_rewards"])})
+
+
+def _storable(value: Any) -> bool:
+    try:
+        trees.encode(value)
+    except TypeError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +14,11 @@ from jaxrl.data import MultiAgentBatch, SampleBatch
 from jaxrl.envs import MultiAgentRunner, restore_runners
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
-from jaxrl.rollout.actions import action_transform, clip_rewards
+from jaxrl.rollout.actions import action_transform
 from jaxrl.rollout.agent_rows import AgentRows, Slot
 from jaxrl.rollout.filters import Filter, make_filter
+from jaxrl.rollout.live_episodes import load_episode, save_episode
+from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID, PyTree, Weights
 
 
@@ -38,7 +41,8 @@ def map_agents(
         pid = only if mapping is None else mapping(agent)
         if pid not in policies:
             raise ConfigError(
-                f"multiagent.policy_mapping_fn: agent {agent!r} maps to {pid!r}, but the policies are {sorted(policies)}; add it to "
+                f"multiagent.policy_mapping_fn: agent {agent!r} maps to {pid!r}, but the policies are "
+                f"{sorted(policies)}; add it to "
                 "multiagent.policies or map the agent to one of those."
             )
         agents.setdefault(pid, []).append(agent)
@@ -89,13 +93,18 @@ class MultiAgentSampler:
             agent: action_transform(space, normalize=config.normalize_actions, clip=config.clip_actions)
             for agent, space in runners[0].action_spaces.items()
         }
+        self.perf = SamplerPerf()
         self.restart()
 
     def restart(self, number: int | None = None) -> None:
         """Begins anew; see `VectorSampler.restart`."""
         salt = () if number is None else (number,)
         self._key = self.key if number is None else jax.random.fold_in(self.key, number)
-        seeds = np.random.SeedSequence([self.config.seed or 0, self.worker_index, *salt]).generate_state(len(self.runners))
+        # A key for each policy, whose numbers are beyond those of vector steps.
+        self._keys = {pid: jax.random.fold_in(self._key, 2**30 + i) for i, pid in enumerate(self.rows)}
+        seeds = np.random.SeedSequence([self.config.seed or 0, self.worker_index, *salt]).generate_state(
+            len(self.runners)
+        )
         self._step = self._unroll = self._episode_count = 0
         self.episodes: list[EpisodeRecord] = []
         self._seen: dict[int, set[AgentID]] = {}
@@ -130,9 +139,9 @@ class MultiAgentSampler:
         """One fragment of every environment, postprocessed, by policy."""
         fragments, env_steps = self._collect(weights)
         batches = {}
-        for number, (pid, fragment) in enumerate(fragments.items()):
+        for pid, fragment in fragments.items():
             others = {other: batch for other, batch in fragments.items() if other != pid}
-            key = jax.random.fold_in(jax.random.fold_in(self._key, 2**31 + self._unroll), number)
+            key = jax.random.fold_in(self._keys[pid], 2**31 + self._unroll)  # beyond the numbers of vector steps
             batch = self.policies[pid].postprocess(weights[pid], fragment, others, key).to_numpy()
             hook = self.callbacks.on_postprocess_trajectory
             if hook is not None:
@@ -151,28 +160,33 @@ class MultiAgentSampler:
             rows.begin(steps)
         running = np.ones(num_envs, bool)
         collected = np.zeros(num_envs, np.int64)
+        clock, began, inference, stepping = time.perf_counter, time.perf_counter(), 0.0, 0.0
         i = 0
         while running.any() if self.complete else i < steps:
             for rows in self.rows.values():
                 rows.reserve(i + 1)
+            asked = clock()
             actions = self._act(weights, running)
+            acted = clock()
             for e in np.flatnonzero(running):
                 ended = self._step_env(i, int(e), actions)
                 collected[e] += 1
                 if self.complete and ended and collected[e] >= steps:
                     running[e] = False
+            inference, stepping = inference + acted - asked, stepping + clock() - acted
             self._step += 1
             i += 1
-        return self._fragments(i), int(collected.sum())
+        fragments = self._fragments(i)
+        self.perf.add(i, stepping, inference, clock() - began)
+        return fragments, int(collected.sum())
 
     def _act(self, weights: Mapping[PolicyID, Weights], running: np.ndarray) -> dict[PolicyID, PyTree]:
         actions = {}
-        for number, (pid, rows) in enumerate(self.rows.items()):
+        for pid, rows in self.rows.items():
             waiting = rows.active & ~running[[slot.env_index for slot in rows.slots]]
             rows.active &= ~waiting
             if rows.active.any():
-                key = jax.random.fold_in(self._key, number) if number else self._key
-                actions[pid] = rows.act(weights[pid], self._step, key, self.explore)
+                actions[pid] = rows.act(weights[pid], self._step, self._keys[pid], self.explore)
             rows.active |= waiting
         return actions
 
@@ -218,7 +232,14 @@ class MultiAgentSampler:
             ended = agent_terminated or agent_truncated
             if ended or agent in step.obs:
                 final = step.obs.get(agent) if ended else None
-                rows.complete(i, b, terminated=agent_terminated, truncated=agent_truncated, final_obs=final)
+                rows.complete(
+                    i,
+                    b,
+                    terminated=agent_terminated,
+                    truncated=agent_truncated,
+                    final_obs=final,
+                    clip=self.config.clip_rewards,
+                )
 
     def _finish(self, e: int) -> None:
         episode = self._live[e]
@@ -240,7 +261,8 @@ class MultiAgentSampler:
             columns = rows.fragment(
                 steps,
                 self._unroll,
-                lambda rewards: clip_rewards(rewards, self.config.clip_rewards),
+                self.config.clip_rewards,
+                self.runners[0].place,
                 update_filter=self.update_filter,
             )
             fragments[pid] = SampleBatch._make(columns, True)
@@ -284,28 +306,23 @@ class MultiAgentSampler:
             "envs": [runner.get_state() for runner in self.runners],
             "rows": {pid: rows.get_state() for pid, rows in self.rows.items()},
             "counts": [self._step, self._unroll, self._episode_count],
-            "live": [
-                [e.episode_id, e.length, e.total_reward, [list(item) for item in e.agent_rewards.items()]] for e in self._live
+            "live": [save_episode(episode) for episode in self._live],
+            "seen": [
+                [agent for agent in r.possible_agents if agent in self._seen[e]] for e, r in enumerate(self.runners)
             ],
-            "seen": [[agent for agent in r.possible_agents if agent in self._seen[e]] for e, r in enumerate(self.runners)],
             "episodes": self.episodes,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from what `get_state` returned; environments that do not come back exactly start a fresh episode."""
+        """Continues from what `get_state` returned.
+
+        Environments that do not come back exactly start a fresh episode.
+        """
         restored = restore_runners(self.runners, state["envs"])
         for pid, rows in self.rows.items():
             rows.set_state(state["rows"][pid])
         self._step, self._unroll, self._episode_count = (int(n) for n in state["counts"])
-        for e, (number, length, total, rewards) in enumerate(state["live"]):
-            self._live[e] = Episode(
-                episode_id=int(number),
-                worker_index=self.worker_index,
-                env_index=e,
-                length=int(length),
-                total_reward=float(total),
-                agent_rewards=dict(rewards),
-            )
+        self._live = [load_episode(saved) for saved in state["live"]]
         self._seen = {e: set(agents) for e, agents in enumerate(state["seen"])}
         self.episodes = list(state["episodes"])
         for e, same in enumerate(restored):

@@ -9,19 +9,23 @@ from typing import Any
 class RolloutActor:
     """Runs a RolloutWorker in its own process; made into a Ray actor by `WorkerSet`.
 
-    This module imports neither JAX nor jaxrl, so that the process's environment is set before they are.
-
     Args:
-        arguments: positional arguments of RolloutWorker.
-        options: its keyword arguments.
+        options: keyword arguments of RolloutWorker.
+        arguments: its positional arguments.
+        registrations: the driver's `registry.snapshot()`: names that a user registered there work here.
     """
 
-    def __init__(self, arguments: tuple[Any, ...], options: dict[str, Any]):
-        # Samplers run on the CPU; one thread each: a machine's cores are shared by its workers.
-        os.environ["JAX_PLATFORMS"] = "cpu"
+    def __init__(self, options: dict[str, Any], arguments: tuple[Any, ...], registrations: dict[str, dict[str, Any]]):
+        # One thread each: a machine's cores are shared by its workers. Read when JAX makes its backends.
         os.environ.setdefault("NPROC", "1")
+        import jax
+
+        from jaxrl import registry
         from jaxrl.rollout.worker import RolloutWorker
 
+        # Samplers run on the CPU. JAX is imported by now, so that an environment variable would come too late.
+        jax.config.update("jax_platforms", "cpu")
+        registry.install(registrations)
         self._worker = RolloutWorker(*arguments, **options)
 
     def ping(self) -> int:

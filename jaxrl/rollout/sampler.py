@@ -1,13 +1,15 @@
 """VectorSampler: fragments of experience from one policy and a vector of environments.
 
-The loop does the least per vector step: one act call, one environment step, a few writes into preallocated rows. All that
-can wait until the fragment is complete (numbers of rows, returns, values, log-probabilities, advantages) is done there, once.
+The loop does the least per vector step: one act call, one environment step, a few writes into preallocated rows. All
+that can wait until the fragment is complete (numbers of rows, returns, values, log-probabilities, advantages) is done
+there, once.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,12 +19,14 @@ from jaxrl.data import SampleBatch
 from jaxrl.envs import VectorEnv, check_fragment, empty_rows
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
+from jaxrl.rollout.acting import LeanAct
 from jaxrl.rollout.actions import action_transform, clip_rewards
 from jaxrl.rollout.agent_rows import final_slots, refill
 from jaxrl.rollout.episodes import EpisodeTracker
 from jaxrl.rollout.filters import Filter
-from jaxrl.rollout.fragment import FragmentRows
+from jaxrl.rollout.fragment import Before, FragmentRows, shifted, zeroed
 from jaxrl.rollout.live_episodes import LiveEpisodes
+from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.types import DEFAULT_POLICY_ID, FINAL_PAD, ActInputs, PolicyID, PyTree, Weights
 
 
@@ -56,21 +60,27 @@ class VectorSampler:
         self.env, self.policy, self.config, self.filter = env, policy, config, filter
         self.callbacks, self.worker = callbacks, worker
         self.complete = config.batch_mode == "complete_episodes"
-        # A row that is no transition, or a column that has finished its share, must be told apart: then, and only then, a mask.
+        # A row that is no transition, or a column that has finished its share, must be told apart: then, and only then,
+        # a mask.
         self.masked = self.complete or env.filler_rows
         self._filter_state = filter.init()
         self._filter_delta = filter.init()
         self.explore = config.explore
         self.update_filter = not filter.identity
-        self._transform = action_transform(env.action_space, normalize=config.normalize_actions, clip=config.clip_actions)
+        self._transform = action_transform(
+            env.action_space, normalize=config.normalize_actions, clip=config.clip_actions
+        )
+        self._lean_act = LeanAct(policy)
         self._reads = policy.spec.act_reads
         self._reads_previous = bool(self._reads & {"prev_actions", "prev_rewards"})
-        self._no_start = np.zeros(env.num_envs, bool)
         self._recurrent = policy.spec.recurrent
         self.worker_index, self.num_workers = worker_index, num_workers
-        live = callbacks is not None and any(getattr(callbacks, f"on_episode_{hook}") for hook in ("start", "step", "end"))
+        live = callbacks is not None and any(
+            getattr(callbacks, f"on_episode_{hook}") for hook in ("start", "step", "end")
+        )
         self._live = LiveEpisodes(callbacks, worker, worker_index, env.num_envs) if live and callbacks else None
         self.key = key
+        self.perf = SamplerPerf()
         self.restart()
 
     def restart(self, number: int | None = None) -> None:
@@ -114,43 +124,48 @@ class VectorSampler:
         rows.put_raw(0, self._obs)
         if not self.filter.identity:
             rows.put_obs(0, self._filtered(self._obs))
-        before = _Before(self._carry[0], self._prev_actions, self._prev_rewards)
+        before = Before(self._carry[0], self._prev_actions, self._prev_rewards)
+        rows.starts[0] = self._start
         ended: list[tuple[int, int, Any]] = []
-        fillers: list[np.ndarray] = []
-        actives: list[np.ndarray] = []
+        valid: list[np.ndarray] = []
         logps: list[Any] = []
         active = np.ones(num_envs, bool) if self.complete else None
         collected = np.zeros(num_envs, np.int64)
-        starts = [self._start]
         horizon_t = self._tracker.length.copy()
+        env, clock, began = self.env, time.perf_counter, time.perf_counter()
+        inference = env_wait = 0.0
         i = 0
         while i < steps if active is None else active.any():
             rows.reserve(i + 1)
-            actions, logp = self._act(own, rows.obs_row(i), starts[-1])
+            asked = clock()
+            actions, logp = self._act(own, rows.obs_row(i), rows.starts[i])
+            acted = clock()
             if logp is not None:
                 logps.append(np.asarray(logp))
             rows.put_actions(i, actions)
             env_actions = actions if self._transform is None else self._transform(actions)
             raw = rows.raw_row(i + 1)
-            env_ended = self.env.step(env_actions, raw, rows.rewards[i], rows.terminateds[i], rows.truncateds[i], active)
+            stepping = clock()
+            env_ended = env.step(env_actions, raw, rows.rewards[i], rows.terminateds[i], rows.truncateds[i], active)
+            env_wait += clock() - stepping
+            inference += acted - asked
             self._step += 1
-            if self.env.filler_rows:
-                fillers.append(~self.env.filler_mask)
+            moved = ~env.filler_mask if env.filler_rows else active
+            if moved is not None:
+                valid.append(moved)
             if self.config.horizon is not None:
-                env_ended = self._cut_at_horizon(i, rows, raw, env_ended, horizon_t, active)
+                env_ended = self._cut_at_horizon(i, rows, raw, env_ended, horizon_t, moved)
             if not self.filter.identity:
                 rows.put_obs(i + 1, self._filtered(raw))
-            ended.extend((i, b, final) for b, final in env_ended)
-            start = self._starts_after(env_ended, fillers)
-            if active is not None:
-                start = start | (starts[-1] & ~active)  # a column that waits still stands before its next episode
-            starts.append(start)
+            if env_ended:
+                ended.extend((i, b, final) for b, final in env_ended)
+            if env_ended or moved is not None:
+                self._mark_starts(i, rows, env_ended, moved)
             if self._live is not None:
-                self._live.step(rows.rewards[i], env_ended, fillers[-1] if fillers else active)
+                self._live.step(rows.rewards[i], env_ended, moved)
             if self._reads_previous:
-                self._set_previous(actions, rows.rewards[i], start)
+                self._set_previous(actions, rows.rewards[i], rows.starts[i + 1])
             if active is not None:
-                actives.append(active)
                 collected += active
                 if env_ended:
                     active = active.copy()
@@ -158,8 +173,10 @@ class VectorSampler:
                         active[b] = active[b] and collected[b] < steps
             i += 1
         if not self._reads_previous:
-            self._set_previous(actions, rows.rewards[i - 1], starts[-1])
-        return self._fragment(rows, i, ended, np.stack(starts), fillers or actives, logps, before)
+            self._set_previous(actions, rows.rewards[i - 1], rows.starts[i])
+        fragment = self._fragment(rows, i, ended, valid, logps, before)
+        self.perf.add(i, env_wait, inference, clock() - began)
+        return fragment
 
     def _act(self, weights: Weights, obs: PyTree, start: np.ndarray) -> tuple[PyTree, Any]:
         reads = self._reads
@@ -170,27 +187,37 @@ class VectorSampler:
             self._prev_rewards if "prev_rewards" in reads else None,
             start if self._recurrent else None,
         )
-        actions, self._carry, logp = self.policy.act(weights, inputs, self._carry, self._key, self.explore)
+        actions, self._carry, logp = self._lean_act(weights, inputs, self._carry, self._key, self.explore)
         actions = np.asarray(actions) if isinstance(actions, jax.Array) else jax.tree.map(np.asarray, actions)
         return actions, logp
 
     def _filtered(self, raw: PyTree) -> PyTree:
         return raw if self.filter.identity else self.filter.apply(self._filter_state, raw)
 
-    def _starts_after(self, env_ended: list[tuple[int, Any]], fillers: list[np.ndarray]) -> np.ndarray:
-        if not env_ended and not fillers:
-            return self._no_start
-        if not fillers:
-            start = np.zeros(self.env.num_envs, bool)
-            start[[b for b, _ in env_ended]] = True
-            return start
-        # NEXT_STEP: the row after an end is a filler, and the one after that starts the episode.
-        return ~fillers[-1]
+    def _mark_starts(
+        self, i: int, rows: FragmentRows, env_ended: list[tuple[int, Any]], moved: np.ndarray | None
+    ) -> None:
+        """Marks in row `i + 1` where an episode starts with it."""
+        start = rows.starts[i + 1]
+        if self.env.filler_rows and moved is not None:
+            start |= ~moved  # NEXT_STEP: the row after an end is a filler, and the one after that starts the episode
+            return
+        for b, _ in env_ended:
+            start[b] = True
+        if moved is not None:
+            start |= rows.starts[i] & ~moved  # a column that waits still stands before its next episode
 
     def _cut_at_horizon(
-        self, i: int, rows: FragmentRows, raw: PyTree, env_ended: list[tuple[int, Any]], horizon_t: np.ndarray, active: Any
+        self,
+        i: int,
+        rows: FragmentRows,
+        raw: PyTree,
+        env_ended: list[tuple[int, Any]],
+        horizon_t: np.ndarray,
+        moved: np.ndarray | None,
     ) -> list[tuple[int, Any]]:
-        horizon_t += 1 if active is None else active
+        """Truncates the episodes that reach the horizon in row `i`; returns all that ended in it."""
+        horizon_t += 1 if moved is None else moved
         for b, _ in env_ended:
             horizon_t[b] = 0
         for b in np.flatnonzero(horizon_t >= self.config.horizon):
@@ -198,15 +225,16 @@ class VectorSampler:
             rows.truncateds[i, b] = True
             if self.config.soft_horizon:
                 final = jax.tree.map(lambda x, b=b: x[b].copy(), raw)
+                rows.starts[i + 1, b] = True
             else:
                 final = self.env.truncate(int(b), raw)
             env_ended = [*env_ended, (int(b), final)]
         return env_ended
 
     def _set_previous(self, actions: PyTree, rewards: np.ndarray, start: np.ndarray) -> None:
-        self._prev_actions, self._prev_rewards = actions, rewards.astype(np.float32)
+        self._prev_actions, self._prev_rewards = actions, clip_rewards(rewards, self.config.clip_rewards)
         if start.any():
-            self._prev_actions = jax.tree.map(lambda a: _zeroed(a, start), actions)
+            self._prev_actions = jax.tree.map(lambda a: zeroed(a, start), actions)
             self._prev_rewards[start] = 0.0
 
     # ---- the fragment
@@ -216,18 +244,20 @@ class VectorSampler:
         rows: FragmentRows,
         steps: int,
         ended: list[tuple[int, int, Any]],
-        starts: np.ndarray,
         valid_rows: list[np.ndarray],
         logps: list[Any],
-        before: _Before,
+        before: Before,
     ) -> SampleBatch:
         num_envs = self.env.num_envs
         place = self.env.place
-        check_fragment(self.env.observation_space, rows.raw(steps + 1), rows.rewards[:steps], place, first_t=self._tracker.length)
+        check_fragment(
+            self.env.observation_space, rows.raw(steps + 1), rows.rewards[:steps], place, first_t=self._tracker.length
+        )
         last_raw, last_obs, valid = rows.raw_row(steps), rows.obs_row(steps), None
         if self.masked:
-            valid = np.stack(valid_rows)
-            steps, starts, valid = self._pad(rows, steps, starts, valid)
+            steps, valid = self._pad(rows, steps, np.stack(valid_rows))
+        starts = rows.starts[: steps + 1]
+        if valid is not None:
             starts[:-1] &= valid
         rewards = rows.rewards[:steps]
         index = self._tracker.index(starts)
@@ -255,9 +285,11 @@ class VectorSampler:
             columns["action_logp"][: len(logps)] = logps
         reads = self.policy.spec.reads | self._reads
         if "prev_actions" in reads:
-            columns["prev_actions"] = jax.tree.map(lambda x, p: _shifted(x, p, starts), columns["actions"], before.actions)
+            columns["prev_actions"] = jax.tree.map(
+                lambda x, p: shifted(x, p, starts), columns["actions"], before.actions
+            )
         if "prev_rewards" in reads:
-            columns["prev_rewards"] = _shifted(rewards.astype(np.float32), before.rewards, starts)
+            columns["prev_rewards"] = shifted(columns["rewards"], before.rewards, starts)
         if self.update_filter:
             seen = rows.raw(steps)
             seen = jax.tree.map(lambda x: x[valid] if valid is not None else x.reshape(-1, *x.shape[2:]), seen)
@@ -269,16 +301,13 @@ class VectorSampler:
         self.env.end_fragment()
         return SampleBatch._make(columns, True)
 
-    def _pad(
-        self, rows: FragmentRows, steps: int, starts: np.ndarray, valid: np.ndarray
-    ) -> tuple[int, np.ndarray, np.ndarray]:
+    def _pad(self, rows: FragmentRows, steps: int, valid: np.ndarray) -> tuple[int, np.ndarray]:
         """Pads a fragment of whole episodes to a bucketed length, so that few lengths are ever compiled."""
         length = self.config.rollout_fragment_length
         total = steps if steps == length else max(length, 1 << (steps - 1).bit_length())
         rows.reserve(total)
-        starts = np.concatenate([starts, np.repeat(starts[-1:], total - steps, axis=0)])
-        valid = np.concatenate([valid, np.zeros((total - steps, valid.shape[1]), bool)])
-        return total, starts, valid
+        rows.starts[steps + 1 : total + 1] = rows.starts[steps]
+        return total, np.concatenate([valid, np.zeros((total - steps, valid.shape[1]), bool)])
 
     def _finals(self, ended: list[tuple[int, int, Any]], steps: int) -> tuple[PyTree, np.ndarray]:
         slots = self._final_slots = final_slots(self._final_slots, len(ended), steps, self.env.num_envs)
@@ -341,10 +370,14 @@ class VectorSampler:
             "filter": jax.tree.leaves(self._filter_state),
             "filter_delta": jax.tree.leaves(self._filter_delta),
             "episodes": self.episodes,
+            "live": None if self._live is None else self._live.get_state(),
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues from what `get_state` returned; environments that do not come back exactly start a fresh episode."""
+        """Continues from what `get_state` returned.
+
+        Environments that do not come back exactly start a fresh episode.
+        """
         restored = self.env.set_state(state["envs"])
         fresh = ~np.asarray(restored, bool)
         self._obs = self.env.observations()
@@ -359,26 +392,5 @@ class VectorSampler:
         self._filter_state = refill(self._filter_state, state["filter"])
         self._filter_delta = refill(self._filter_delta, state["filter_delta"])
         self.episodes = list(state["episodes"])
-        if self._live is not None:
-            self._live.restart()
-
-
-class _Before(NamedTuple):
-    """What stood before a fragment's first row: model state, previous actions and rewards."""
-
-    state: PyTree
-    actions: PyTree
-    rewards: np.ndarray
-
-
-def _zeroed(x: np.ndarray, where: np.ndarray) -> np.ndarray:
-    x = np.array(x)
-    x[where] = 0
-    return x
-
-
-def _shifted(column: np.ndarray, previous: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """The column one row later: `previous` in row 0, zeros where an episode starts."""
-    out = np.concatenate([np.asarray(previous)[None].astype(column.dtype), column[:-1]])
-    out[starts[:-1]] = 0
-    return out
+        if self._live is not None and state["live"] is not None:
+            self._live.set_state(state["live"], restored)

@@ -20,7 +20,14 @@ from jaxrl.types import DEFAULT_POLICY_ID, PolicyID, Weights
 
 
 class PolicyRecipe(NamedTuple):
-    """How a worker builds a policy: the factory, the policy's spaces, its config; and the action space of its environments."""
+    """How a worker builds a policy.
+
+    Attributes:
+        factory: the PolicyFactory.
+        obs_space, action_space: the policy's spaces.
+        config: its options.
+        env_action_space: action space of its environments, where that differs by normalisation.
+    """
 
     factory: Any
     obs_space: Any
@@ -113,6 +120,10 @@ class RolloutWorker:
     def pop_episodes(self) -> list[EpisodeRecord]:
         """The episodes that ended since the last call."""
         return self.sampler.pop_episodes()
+
+    def pop_metrics(self) -> tuple[list[EpisodeRecord], tuple[int, float, float, float]]:
+        """The episodes that ended since the last call, and where the time of sampling went."""
+        return self.sampler.pop_episodes(), self.sampler.perf.pop()
 
     # ---- weights and filters
 

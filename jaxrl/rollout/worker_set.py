@@ -8,12 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrl import registry
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
 from jaxrl.rollout.agent_rows import refill
 from jaxrl.rollout.filters import make_filter
+from jaxrl.rollout.perf import sampler_perf
 from jaxrl.rollout.worker import PolicyRecipe, RolloutWorker
-from jaxrl.types import PolicyID, Weights, WorkerError
+from jaxrl.types import ConfigError, PolicyID, Weights, WorkerError
 
 
 class WorkerSet:
@@ -38,6 +40,7 @@ class WorkerSet:
         self.local: RolloutWorker | None = None
         self.actors: list[Any] = []
         self.version = 0
+        self.sampler_perf: dict[str, float] = {}
         self.filters = {
             pid: make_filter(config.observation_filter, policy.spec.obs_space) for pid, policy in policies.items()
         }
@@ -58,9 +61,14 @@ class WorkerSet:
             num_gpus=config.num_gpus_per_worker,
             resources=dict(config.custom_resources_per_worker) or None,
         )
-        actors = [
-            remote.remote((config, recipes), {"worker_index": i, "num_workers": n}) for i in range(1, n + 1)
-        ]
+        try:
+            shipped = ray.put((config, recipes)), ray.put(registry.snapshot())
+        except TypeError as error:
+            raise ConfigError(
+                f"num_workers={n}: the config or a registered object cannot be sent to a rollout worker: {error}. Give "
+                "environments as names, classes or creator functions, and keep open files, locks and the like out of them."
+            ) from error
+        actors = [remote.remote({"worker_index": i, "num_workers": n}, *shipped) for i in range(1, n + 1)]
         try:
             ray.get([actor.ping.remote() for actor in actors])
         except ray.exceptions.RayError as error:
@@ -125,8 +133,10 @@ class WorkerSet:
         self.foreach_worker("set_filters", self._filter_states)
 
     def pop_episodes(self) -> list[EpisodeRecord]:
-        """Episodes that ended since the last call, worker by worker."""
-        return [record for records in self.foreach_worker("pop_episodes") for record in records]
+        """Episodes that ended since the last call, worker by worker; `sampler_perf` is of the same time."""
+        popped = self.foreach_worker("pop_metrics")
+        self.sampler_perf = sampler_perf([perf for _, perf in popped])
+        return [record for records, _ in popped for record in records]
 
     def get_state(self) -> dict[str, Any]:
         """Where every sampling worker stands."""
