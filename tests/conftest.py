@@ -1,6 +1,7 @@
 """What every test needs: JAX on the CPU, and jaxrl imported before JAX runs anything."""
 
 import os
+import pathlib
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -11,6 +12,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import hypothesis
 
 import jaxrl
+
+# Many tests compile the same small programs: each is compiled once, also across worker processes and subprocesses.
+_compiled = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+_compiled.mkdir(parents=True, exist_ok=True, mode=0o700)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_compiled))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
 
 # Examples that compile, or run beside other tests, take as long as they take; pytest-timeout ends what hangs.
 hypothesis.settings.register_profile("jaxrl", deadline=None)

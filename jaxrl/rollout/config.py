@@ -19,7 +19,9 @@ class MultiAgentConfig:
         "Policies by id: None (the default policy), or (policy, obs_space, action_space, config), each part may be "
         "None.",
     )
-    policy_mapping_fn: Callable[..., str] | None = option(None, "Function of an agent's id to the id of its policy.")
+    policy_mapping_fn: Callable[..., str] | Mapping[Any, str] | None = option(
+        None, "Function of an agent's id to the id of its policy, or a mapping of the one to the other."
+    )
     policies_to_train: list[str] | None = option(None, "Ids of the policies that learn; None: all of them.")
 
 

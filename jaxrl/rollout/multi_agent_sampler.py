@@ -22,30 +22,39 @@ from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID, PyTree, Weights
 
 
-def map_agents(
-    runner: MultiAgentRunner, policies: Mapping[PolicyID, Any], mapping: Callable[..., PolicyID] | None
-) -> dict[PolicyID, list[AgentID]]:
-    """The agents of each policy, in the order of `possible_agents`.
+AgentMapping = Callable[..., PolicyID] | Mapping[AgentID, PolicyID] | None
+
+
+def policy_for(agent: AgentID, policies: Mapping[PolicyID, Any], mapping: AgentMapping) -> PolicyID:
+    """The policy of an agent.
 
     Args:
-        runner: an environment.
+        agent: the agent's id.
         policies: the policies by id.
-        mapping: agent id to policy id; None: every agent has the default policy, or the only one.
+        mapping: function or mapping of agent id to policy id; None: the default policy, or the only one.
 
     Raises:
-        ConfigError: an agent maps to no policy that exists.
+        ConfigError: the agent maps to no policy that exists.
     """
-    only = next(iter(policies)) if len(policies) == 1 else DEFAULT_POLICY_ID
+    if mapping is None:
+        pid = next(iter(policies)) if len(policies) == 1 else DEFAULT_POLICY_ID
+    else:
+        pid = mapping.get(agent) if isinstance(mapping, Mapping) else mapping(agent)
+    if pid is None or pid not in policies:
+        raise ConfigError(
+            f"multiagent.policy_mapping_fn: agent {agent!r} maps to {pid!r}, but the policies are {sorted(policies)}; "
+            "add it to multiagent.policies or map the agent to one of those."
+        )
+    return pid
+
+
+def map_agents(
+    runner: MultiAgentRunner, policies: Mapping[PolicyID, Any], mapping: AgentMapping
+) -> dict[PolicyID, list[AgentID]]:
+    """The agents of each policy, in the order of `possible_agents`; arguments as of `policy_for`."""
     agents: dict[PolicyID, list[AgentID]] = {}
     for agent in runner.possible_agents:
-        pid = only if mapping is None else mapping(agent)
-        if pid not in policies:
-            raise ConfigError(
-                f"multiagent.policy_mapping_fn: agent {agent!r} maps to {pid!r}, but the policies are "
-                f"{sorted(policies)}; add it to "
-                "multiagent.policies or map the agent to one of those."
-            )
-        agents.setdefault(pid, []).append(agent)
+        agents.setdefault(policy_for(agent, policies, mapping), []).append(agent)
     return agents
 
 

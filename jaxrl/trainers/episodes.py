@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from jaxrl.envs import EnvContext, EnvPlace, MultiAgentEnv, MultiAgentRunner, make_env_creator
+from jaxrl.rollout import policy_for
 from jaxrl.trainers.evaluation import evaluation_options
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID
 
@@ -76,8 +77,7 @@ class Player:
         self.horizon: int | None = options.horizon
         self.explore = options.explore if explore is None else explore
         self.keep_steps = keep_steps
-        self._mapping: Callable[..., PolicyID] | None = options.multiagent.policy_mapping_fn
-        self._only = next(iter(trainer.policies)) if len(trainer.policies) == 1 else DEFAULT_POLICY_ID
+        self._mapping = options.multiagent.policy_mapping_fn
         self._seed: int | None = options.seed if seed is None else seed
         extra = {} if render_mode is None else {"render_mode": render_mode}
         context = EnvContext({**options.env_config, **extra})
@@ -154,7 +154,7 @@ class Player:
         while True:
             for agent in runner.active:
                 if agent not in agents:
-                    pid = self._only if self._mapping is None else self._mapping(agent)
+                    pid = policy_for(agent, self.trainer.policies, self._mapping)
                     agents[agent] = _Agent(self.trainer, pid, self.explore)
             obs = {agent: runner.obs[agent] for agent in runner.active}
             actions = {agent: agents[agent].act(observation) for agent, observation in obs.items()}

@@ -1,0 +1,70 @@
+"""Each tuned example reaches its threshold within its env steps: the median of three seeds. Long: `make test-learning`."""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+from typing import Any
+
+import pytest
+
+from jaxrl import registry
+from jaxrl.config import load_yaml
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "tuned_examples"
+HELD_TO = [
+    "ppo/cartpole-ppo",
+    "ppo/cartpole-ppo-rllib",
+    "ppo/pendulum-ppo",
+    "ppo/repeatafterme-ppo-lstm",
+    "ppo/stateless-cartpole-ppo-lstm",
+    "ppo/multi-agent-cartpole-ppo",
+    "ppo/two-policy-cartpole-ppo",
+    "a2c/cartpole-a2c",
+    "a2c/cartpole-a2c-microbatch",
+    "pg/cartpole-pg",
+]
+SEEDS = (0, 1, 2)
+
+
+def best_result(experiment: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Trains to the threshold, or for as many steps as allowed; the result with the best mean reward."""
+    trainer_class = registry.resolve("algorithm", experiment["run"])
+    stop = experiment["stop"]
+    best: dict[str, Any] = {"episode_reward_mean": float("-inf")}
+    config = {**experiment["config"], "env": experiment["env"], "seed": seed}
+    with trainer_class(config) as trainer:
+        while True:
+            result = trainer.train()
+            if result["episode_reward_mean"] > best["episode_reward_mean"]:
+                best = result
+            if best["episode_reward_mean"] >= stop["episode_reward_mean"]:
+                return best
+            if result["timesteps_total"] >= stop["timesteps_total"]:
+                return best
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("name", HELD_TO)
+def test_tuned_example_reaches_its_threshold(name: str) -> None:
+    (experiment,) = load_yaml((EXAMPLES / f"{name}.yaml").read_text(), where=name).values()
+    best = [best_result(experiment, seed) for seed in SEEDS]
+    rewards = [result["episode_reward_mean"] for result in best]
+    threshold = experiment["stop"]["episode_reward_mean"]
+    print(f"{name}: best means {rewards} at env steps {[result['timesteps_total'] for result in best]}")
+    assert statistics.median(rewards) >= threshold
+    # Where agents share the reward, every one of them, and every policy, has learned.
+    for result in best:
+        by_policy = result["policy_reward_mean"]
+        assert all(reward >= threshold / max(1, len(by_policy)) / 2 for reward in by_policy.values() if threshold > 0)
+
+
+def test_every_tuned_example_parses() -> None:
+    files = sorted(EXAMPLES.glob("*/*.yaml"))
+    assert len(files) >= len(HELD_TO)
+    for path in files:
+        for name, experiment in load_yaml(path.read_text(), where=str(path)).items():
+            assert {"run", "env", "stop", "config"} <= experiment.keys(), name
+            trainer_class = registry.resolve("algorithm", experiment["run"])
+            if "grid_search" not in path.read_text():
+                trainer_class.resolve_config({**experiment["config"], "env": experiment["env"]})
