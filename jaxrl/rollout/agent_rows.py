@@ -274,7 +274,7 @@ def final_slots(have: int, ended: int, steps: int, width: int) -> int:
         ended: episodes that ended in this one.
         steps, width: T and B.
     """
-    slots = max(have, width, steps * width // 16)
+    slots = max(have, min(steps * width, max(width, 16, steps * width // 16)))
     return steps * width if ended > slots else slots
 
 

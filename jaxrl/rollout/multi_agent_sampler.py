@@ -21,7 +21,6 @@ from jaxrl.rollout.live_episodes import load_episode, save_episode
 from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID, PyTree, Weights
 
-
 AgentMapping = Callable[..., PolicyID] | Mapping[AgentID, PolicyID] | None
 
 

@@ -66,7 +66,8 @@ class WorkerSet:
         except TypeError as error:
             raise ConfigError(
                 f"num_workers={n}: the config or a registered object cannot be sent to a rollout worker: {error}. Give "
-                "environments as names, classes or creator functions, and keep open files, locks and the like out of them."
+                "environments as names, classes or creator functions, and keep open files, locks and the like out of "
+                "them."
             ) from error
         actors = [remote.remote({"worker_index": i, "num_workers": n}, *shipped) for i in range(1, n + 1)]
         try:
@@ -141,14 +142,26 @@ class WorkerSet:
     def get_state(self) -> dict[str, Any]:
         """Where every sampling worker stands."""
         filters = {pid: jax.tree.leaves(state) for pid, state in self.get_filters().items()}
-        return {"workers": self.foreach_worker("get_state"), "filters": filters}
+        return {"layout": self._layout(), "workers": self.foreach_worker("get_state"), "filters": filters}
+
+    def _layout(self) -> list[Any]:
+        config = self.config
+        return [config.num_workers, config.num_envs_per_worker, config.env_stepping, config.batch_mode]
+
+    def fits(self, state: Mapping[str, Any]) -> bool:
+        """Whether `state` is of workers laid out as these."""
+        return state["layout"] == self._layout()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues from what `get_state` returned."""
+        """Continues from what `get_state` returned.
+
+        Workers that are laid out in another way (more of them, say) take the filters alone, and begin fresh episodes.
+        """
+        filters = self.get_filters()
+        self.set_filters({pid: refill(template, state["filters"][pid]) for pid, template in filters.items()})
+        if not self.fits(state):
+            return
         saved = state["workers"]
-        self._filter_states = {
-            pid: refill(template, state["filters"][pid]) for pid, template in self._filter_states.items()
-        }
         if self.local is not None:
             self.local.set_state(saved[0])
             return

@@ -38,8 +38,8 @@ def build_trainer(
         name: the class's name.
         default_policy: made by `build_policy`; multi-agent configs may name others.
         default_config: a CommonConfig subclass, or a mapping of defaults that differ from CommonConfig's.
-        execution_plan: `(ctx) -> LocalIterator` of results; default: synchronous sampling and one learning step per train
-            batch.
+        execution_plan: `(ctx) -> LocalIterator` of results; default: synchronous sampling and one learning step per
+            train batch.
         validate_config: `(config) -> config or None`, raises ConfigError or returns a changed config.
 
     Returns:

@@ -7,11 +7,13 @@
 | `state.json` | the structure of the state, with names of arrays for leaves |
 | `arrays.safetensors` | the arrays |
 
-The state holds learners (parameters, optimiser, coeffs, keys), counters, the plan's operator states, and where every worker stands.
+The state holds learners (parameters, optimiser, coeffs, keys), counters, the plan's operator states, and where every
+worker stands.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -26,7 +28,7 @@ import jax
 
 from jaxrl import config as config_lib
 from jaxrl import trees
-from jaxrl.types import CheckpointError, Params
+from jaxrl.types import CheckpointError, JaxrlError, Params
 
 FORMAT_VERSION = 1
 _FILES = ("metadata.json", "config.json", "state.json", "arrays.safetensors")
@@ -43,29 +45,35 @@ def save(trainer: Any, directory: str | os.PathLike[str]) -> str:
         The path.
     """
     target = pathlib.Path(directory).expanduser().absolute()
+    if target.exists() and not (target / "metadata.json").is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise CheckpointError(f"{target}: exists and is no checkpoint; choose another path.")
     target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}-*"):  # of a process that was killed while it saved
+        shutil.rmtree(left, ignore_errors=True)
     scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         write(trainer, scratch)
         scratch.chmod(0o755)
         if target.exists():
-            _replace_directory(scratch, target)
+            _exchange(scratch, target)
         else:
             os.rename(scratch, target)
         _sync(target.parent)
-    except BaseException:
+    finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        raise
     keep = trainer.options.keep_checkpoints_num
     if keep is not None:
         _drop_old(target, keep)
     return str(target)
 
 
-def _replace_directory(scratch: pathlib.Path, target: pathlib.Path) -> None:
-    if not (target / "metadata.json").is_file() and any(target.iterdir()):
-        raise CheckpointError(f"{target}: exists and is no checkpoint; choose another path.")
-    aside = target.with_name(f".{target.name}-old-{os.getpid()}")
+def _exchange(scratch: pathlib.Path, target: pathlib.Path) -> None:
+    """Swaps two directories: in one step where the system can (Linux), else in two."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    if renameat2 is not None and renameat2(here, os.fsencode(scratch), here, os.fsencode(target), exchange) == 0:
+        return
+    aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     os.rename(target, aside)
     os.rename(scratch, target)
     shutil.rmtree(aside)
@@ -74,7 +82,10 @@ def _replace_directory(scratch: pathlib.Path, target: pathlib.Path) -> None:
 def _drop_old(newest: pathlib.Path, keep: int) -> None:
     siblings = sorted(p for p in newest.parent.glob("checkpoint_*") if (p / "metadata.json").is_file() and p != newest)
     for old in siblings[: max(0, len(siblings) - (keep - 1))]:
-        shutil.rmtree(old)
+        # Under another name first: half a checkpoint is never found under a checkpoint's name.
+        aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{old.name}-", dir=old.parent))
+        os.rename(old, aside)
+        shutil.rmtree(aside)
 
 
 def write(trainer: Any, directory: pathlib.Path) -> None:
@@ -84,7 +95,8 @@ def write(trainer: Any, directory: pathlib.Path) -> None:
     _write_json(directory / "state.json", structure)
     _write_json(directory / "config.json", config_lib.to_json(trainer.options))
     digests = {name: _digest(directory / name) for name in _FILES if name != "metadata.json"}
-    _write_json(directory / "metadata.json", {**_metadata(trainer), "sha256": digests})
+    metadata = {**_metadata(trainer), "sha256": digests}
+    _write_json(directory / "metadata.json", {**metadata, "checksum": _checksum(metadata)})
     _sync(directory)
 
 
@@ -116,8 +128,12 @@ def _state(trainer: Any) -> dict[str, Any]:
     }
 
 
+def _checksum(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
 def load(trainer: Any, directory: pathlib.Path) -> None:
-    """Puts a checkpoint's state into a trainer; everything is read and compared first, so that a refused one changes nothing.
+    """Puts a checkpoint's state into a trainer; a checkpoint that is refused changes nothing.
 
     Raises:
         CheckpointError: damaged, of another algorithm, newer format or other shapes.
@@ -130,27 +146,45 @@ def load(trainer: Any, directory: pathlib.Path) -> None:
         for space in ("obs_space", "action_space"):
             if str(getattr(recipe, space)) != saved[space]:
                 raise CheckpointError(
-                    f"{directory}: policy {pid!r} was trained in env {metadata['env']!r} with {space} {saved[space]}; this trainer's "
-                    f"env {trainer.options.env!r} has {getattr(recipe, space)}. Use the environment that it was trained in."
+                    f"{directory}: policy {pid!r} was trained in env {metadata['env']!r} with {space} {saved[space]}; "
+                    "this trainer's "
+                    f"env {trainer.options.env!r} has {getattr(recipe, space)}. Use the environment that it was "
+                    "trained in."
                 )
     state = trees.decode(_read_json(directory / "state.json"), trees.read_arrays(directory / "arrays.safetensors"))
+    before = _state(trainer)
     try:
-        learners = {
-            pid: trees.restore_like(learner.state, state["learners"][pid], f"{directory}: policy {pid!r}")
-            for pid, learner in trainer.learners.items()
-        }
-        progress, counters = state["progress"], state["counters"]
-        workers, plan, info = state["workers"], state["plan"], state["learner_info"]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory}: state.json lacks {error}; it is damaged or was written by other code.") from error
+        _apply(trainer, state, f"{directory}")
+    except Exception as error:  # whatever goes wrong here, the trainer stays what it was
+        _apply(trainer, before, "the trainer's own state")
+        if isinstance(error, JaxrlError):
+            raise
+        raise CheckpointError(
+            f"{directory}: its state does not fit this trainer ({type(error).__name__}: {error}); was it written by "
+            "other code, or "
+            "with another config? Nothing was changed."
+        ) from error
+
+
+def _apply(trainer: Any, state: Mapping[str, Any], where: str) -> None:
+    learners = {
+        pid: trees.restore_like(learner.state, state["learners"][pid], f"{where}: policy {pid!r}")
+        for pid, learner in trainer.learners.items()
+    }
+    plan = state["plan"]
+    if not trainer.workers.fits(state["workers"]):
+        # What waits in shards belongs to workers that are no more.
+        shards = [node["kind"].startswith("gather") for node in plan["nodes"]]
+        nodes = [{**node, "state": None} if own else node for own, node in zip(shards, plan["nodes"], strict=True)]
+        plan = {**plan, "nodes": nodes}
     trainer.plan.set_state(plan)
     for pid, learner in trainer.learners.items():
         learner.state = learners[pid]
-    trainer.context.counters.restore(counters)
-    trainer.context.learner_info = info
+    trainer.context.counters.restore(state["counters"])
+    trainer.context.learner_info = state["learner_info"]
     trainer.context.sync_weights()
-    trainer.workers.set_state(workers)
-    trainer.set_progress(progress)
+    trainer.workers.set_state(state["workers"])
+    trainer.set_progress(state["progress"])
 
 
 def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict[str, Any]:
@@ -169,8 +203,14 @@ def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict
         raise CheckpointError(f"{directory}: {what}; a jaxrl checkpoint is a directory with {', '.join(_FILES)}.")
     missing = [name for name in _FILES if not (directory / name).is_file() or (directory / name).is_symlink()]
     if missing:
-        pickles = sorted(p.name for p in directory.iterdir() if p.suffix in (".pkl", ".pickle") or p.name.startswith("checkpoint-"))
-        hint = f" It holds {pickles}, which look like another library's pickles: jaxrl never reads those." if pickles else ""
+        pickles = sorted(
+            p.name for p in directory.iterdir() if p.suffix in (".pkl", ".pickle") or p.name.startswith("checkpoint-")
+        )
+        hint = (
+            f" It holds {pickles}, which look like another library's pickles: jaxrl never reads those."
+            if pickles
+            else ""
+        )
         raise CheckpointError(f"{directory}: lacks {', '.join(missing)}, so it is no jaxrl checkpoint.{hint}")
     metadata = _read_json(directory / "metadata.json")
     version = metadata.get("format_version") if isinstance(metadata, dict) else None
@@ -181,12 +221,16 @@ def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict
             f"{directory}: has format {version}, written by jaxrl {metadata.get('jaxrl_version')}; this jaxrl "
             f"{importlib.metadata.version('jaxrl')} reads up to {FORMAT_VERSION}. Upgrade jaxrl."
         )
-    for name, digest in metadata.get("sha256", {}).items():
-        if name not in _FILES or _digest(directory / name) != digest:
+    own = {name: value for name, value in metadata.items() if name != "checksum"}
+    if metadata.get("checksum") != _checksum(own):
+        raise CheckpointError(f"{directory}: metadata.json is damaged (its checksum differs); use another checkpoint.")
+    for name in _FILES[1:]:
+        if _digest(directory / name) != metadata["sha256"][name]:
             raise CheckpointError(f"{directory}: {name} is damaged (its checksum differs); use another checkpoint.")
     if algorithm is not None and metadata.get("algorithm") != algorithm:
         raise CheckpointError(
-            f"{directory}: is a checkpoint of {metadata.get('algorithm')}, not of {algorithm}; use {metadata.get('algorithm')}Trainer."
+            f"{directory}: is a checkpoint of {metadata.get('algorithm')}, not of {algorithm}; use "
+            f"{metadata.get('algorithm')}Trainer."
         )
     return metadata
 

@@ -20,8 +20,8 @@ _listening = False
 def enable_compile_cache(setting: bool | str) -> None:
     """Turns JAX's persistent compile cache on, in a directory that only the user can write (its files are native code).
 
-    Does nothing where the user has configured JAX's cache already (`jax_compilation_cache_dir`, JAX_COMPILATION_CACHE_DIR), or
-    where JAXRL_COMPILE_CACHE=0.
+    Does nothing where the user has configured JAX's cache already (`jax_compilation_cache_dir`,
+    JAX_COMPILATION_CACHE_DIR), or where JAXRL_COMPILE_CACHE=0.
 
     Args:
         setting: True: `~/.cache/jaxrl/compiled`; a path; False: leave JAX's setting alone.

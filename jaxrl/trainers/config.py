@@ -29,12 +29,15 @@ class CommonConfig(RolloutConfig, PolicyConfig):
     num_cpus_per_worker: float | Literal["auto"] = option(
         "auto", "CPUs of a worker; 'auto': 1 where they fit, else an equal share of the cluster's."
     )
-    num_cpus_for_driver: float | Literal["auto"] = option("auto", "CPUs of the trainer under Tune; 'auto' as for workers.")
+    num_cpus_for_driver: float | Literal["auto"] = option(
+        "auto", "CPUs of the trainer under Tune; 'auto' as for workers."
+    )
     num_gpus_per_worker: float = option(0.0, "GPUs of a worker.", low=0)
     custom_resources_per_worker: Mapping[str, float] = option({}, "Ray's custom resources of a worker.")
     num_gpus: float = option(0.0, "GPUs that the trainer asks of Tune.", low=0)
     num_learner_devices: int = option(1, "Devices that share each train batch.", low=1)
     keep_checkpoints_num: int | None = option(None, "Checkpoints kept in a directory, the newest; None: all.", low=1)
     compile_cache: bool | str = option(
-        True, "Keep compiled programs on disk for the next run: True: in the user's cache directory; a path; False: not."
+        True,
+        "Keep compiled programs on disk for the next run: True: in the user's cache directory; a path; False: not.",
     )

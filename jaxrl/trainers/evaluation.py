@@ -32,7 +32,9 @@ def make_evaluation_workers(trainer: Any) -> WorkerSet:
     """Workers with environments of their own, for the policies of a trainer."""
     options = evaluation_options(trainer)
     if options.batch_mode != "complete_episodes":
-        raise ConfigError("evaluation_config: batch_mode should stay complete_episodes; evaluation counts whole episodes.")
+        raise ConfigError(
+            "evaluation_config: batch_mode should stay complete_episodes; evaluation counts whole episodes."
+        )
     recipes = {pid: recipe._replace(config=options) for pid, recipe in trainer.recipes.items()}
     workers = WorkerSet(options, trainer.policies, recipes)
     workers.foreach_worker("freeze_filters")

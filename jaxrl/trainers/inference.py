@@ -31,9 +31,16 @@ class ActionComputer:
         return jax.tree.map(lambda x: np.asarray(x)[0], state)
 
     def one(
-        self, observation: Any, state: Any, prev_action: Any, prev_reward: Any, policy_id: PolicyID, explore: bool | None
+        self,
+        observation: Any,
+        state: Any,
+        prev_action: Any,
+        prev_reward: Any,
+        policy_id: PolicyID,
+        explore: bool | None,
     ) -> Any:
         """See `Trainer.compute_action`."""
+
         def lift(tree: PyTree) -> PyTree:
             return jax.tree.map(lambda x: np.asarray(x)[None], tree)
 
@@ -73,7 +80,9 @@ class ActionComputer:
             obs,
             self.calls,
             prev_actions if "prev_actions" in spec.act_reads else None,
-            (np.zeros(n, np.float32) if prev_rewards is None else prev_rewards) if "prev_rewards" in spec.act_reads else None,
+            (np.zeros(n, np.float32) if prev_rewards is None else prev_rewards)
+            if "prev_rewards" in spec.act_reads
+            else None,
             np.zeros(n, bool) if spec.recurrent else None,
         )
         self.calls += 1
@@ -92,4 +101,8 @@ class ActionComputer:
 
 def _item(action: PyTree) -> PyTree:
     """Integers for discrete actions: what environments and users expect."""
-    return int(action) if isinstance(action, np.ndarray | np.generic) and action.shape == () and action.dtype.kind in "iu" else action
+    return (
+        int(action)
+        if isinstance(action, np.ndarray | np.generic) and action.shape == () and action.dtype.kind in "iu"
+        else action
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -77,7 +79,8 @@ def with_worker_cpus(config: Any) -> Any:
     needed = worker * worker_count(config)
     if needed > available + 1e-6 or worker <= 0 < worker_count(config):
         raise ConfigError(
-            f"num_cpus_per_worker={config.num_cpus_per_worker} x {worker_count(config)} workers asks for {needed:g} CPUs; Ray has "
+            f"num_cpus_per_worker={config.num_cpus_per_worker} x {worker_count(config)} workers asks for {needed:g} "
+            "CPUs; Ray has "
             f"{available:g}. Lower one of them, or leave num_cpus_per_worker at 'auto'."
         )
     return dataclasses.replace(config, num_cpus_per_worker=worker)
@@ -97,11 +100,25 @@ def placement(config: Any) -> tune.PlacementGroupFactory:
     asked, asked_gpus = driver + worker * workers, config.num_gpus + config.num_gpus_per_worker * workers
     if asked > available + 1e-6 or asked_gpus > gpus + 1e-6:
         raise ConfigError(
-            f"a trial asks for {asked:g} CPUs and {asked_gpus:g} GPUs (driver {driver:g}, {workers} workers of {worker:g}); the "
-            f"cluster has {available:g} and {gpus:g}. Lower num_workers, num_cpus_per_worker or num_gpus, or leave the CPUs at "
+            f"a trial asks for {asked:g} CPUs and {asked_gpus:g} GPUs (driver {driver:g}, {workers} workers of "
+            f"{worker:g}); the "
+            f"cluster has {available:g} and {gpus:g}. Lower num_workers, num_cpus_per_worker or num_gpus, or leave "
+            "the CPUs at "
             "'auto'."
         )
     own = {"CPU": driver, **({"GPU": config.num_gpus} if config.num_gpus else {})}
     each = {"CPU": worker, **({"GPU": config.num_gpus_per_worker} if config.num_gpus_per_worker else {})}
     each |= dict(config.custom_resources_per_worker)
     return tune.PlacementGroupFactory([own, *[dict(each) for _ in range(workers)]], strategy="PACK")
+
+
+@contextlib.contextmanager
+def quiet_tune() -> Iterator[None]:
+    """Keeps Tune from advising, on every slow start, options that only Tune has."""
+    logger = logging.getLogger("ray.tune.trainable.trainable")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -32,8 +32,10 @@ def with_fragment_length(config: Any) -> Any:
     if length == "auto":
         if size % columns:
             raise ConfigError(
-                f"config: train_batch_size={size} does not divide among {columns} environments (num_envs_per_worker x workers); "
-                f"use {size - size % columns or columns} or {size - size % columns + columns}, or set rollout_fragment_length."
+                f"config: train_batch_size={size} does not divide among {columns} environments (num_envs_per_worker x "
+                "workers); "
+                f"use {size - size % columns or columns} or {size - size % columns + columns}, or set "
+                "rollout_fragment_length."
             )
         return dataclasses.replace(config, rollout_fragment_length=size // columns)
     if length < 1:
@@ -56,12 +58,14 @@ def check_batch_sizes(config: Any) -> None:
         fits = f"{below} or {above}" if below else f"{above}"
         raise ConfigError(
             f"config: train_batch_size={size} is no multiple of the {rollout} steps that one round of sampling gives "
-            f"(rollout_fragment_length={config.rollout_fragment_length} x num_envs_per_worker={config.num_envs_per_worker} x "
+            f"(rollout_fragment_length={config.rollout_fragment_length} x "
+            f"num_envs_per_worker={config.num_envs_per_worker} x "
             f"{max(1, config.num_workers)} workers); use {fits}, or rollout_fragment_length='auto'."
         )
     if config.sgd_minibatch_size > size:
         raise ConfigError(
-            f"config: sgd_minibatch_size={config.sgd_minibatch_size} is larger than train_batch_size={size}; lower it, or 0 for "
+            f"config: sgd_minibatch_size={config.sgd_minibatch_size} is larger than train_batch_size={size}; lower "
+            "it, or 0 for "
             "whole batches."
         )
 
@@ -96,13 +100,15 @@ def _multi_agent_recipes(config: Any, factory: Any, runner: Any) -> dict[PolicyI
         if obs_space is None or action_space is None:
             if not agents:
                 raise ConfigError(
-                    f"multiagent.policies[{pid!r}]: no agent maps to it, so its spaces are unknown; give (None, obs_space, "
+                    f"multiagent.policies[{pid!r}]: no agent maps to it, so its spaces are unknown; give (None, "
+                    "obs_space, "
                     "action_space, {}) or change policy_mapping_fn."
                 )
             spaces = {(repr(runner.observation_spaces[a]), repr(runner.action_spaces[a])) for a in agents}
             if len(spaces) > 1:
                 raise ConfigError(
-                    f"multiagent.policies[{pid!r}]: its agents {agents} differ in spaces: {sorted(spaces)}; map them to separate "
+                    f"multiagent.policies[{pid!r}]: its agents {agents} differ in spaces: {sorted(spaces)}; map them "
+                    "to separate "
                     "policies."
                 )
             obs_space = runner.observation_spaces[agents[0]] if obs_space is None else obs_space
@@ -125,13 +131,16 @@ def _policy_spec(pid: PolicyID, spec: Any) -> tuple[Any, Any, Any, Mapping[str, 
         return None, None, None, spec
     if not isinstance(spec, (tuple, list)) or len(spec) != 4:
         raise ConfigError(
-            f"multiagent.policies[{pid!r}]: expected None, a dict of options, or (policy, obs_space, action_space, options), got "
+            f"multiagent.policies[{pid!r}]: expected None, a dict of options, or (policy, obs_space, action_space, "
+            "options), got "
             f"{spec!r}."
         )
     chosen, obs_space, action_space, overrides = spec
     for label, space in (("obs_space", obs_space), ("action_space", action_space)):
         if space is not None and not isinstance(space, gym.Space):
-            raise ConfigError(f"multiagent.policies[{pid!r}]: {label} should be a Gymnasium space or None, got {space!r}.")
+            raise ConfigError(
+                f"multiagent.policies[{pid!r}]: {label} should be a Gymnasium space or None, got {space!r}."
+            )
     return chosen, obs_space, action_space, overrides or {}
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
@@ -31,7 +32,8 @@ class Trainer(tune.Trainable):
         config: options by their flat names; never changed.
         storage: given by Tune.
         env: shorthand for `config["env"]`.
-        results_dir: where results go, made with the first one; None: a directory of its own under `~/ray_results/default`.
+        results_dir: where results go, made with the first one; None: a directory of its own under
+            `~/ray_results/default`.
 
     Raises:
         ConfigError: an unknown or mistyped option, or ones that do not fit together; before any actor starts.
@@ -58,13 +60,15 @@ class Trainer(tune.Trainable):
         results_dir: str | pathlib.Path | None = None,
     ):
         given = dict(config or {})
-        # Tune hands its own entries over in the config; the rest is never copied deeply, since it may hold environments.
+        # Tune hands its own entries over in the config; the rest is never copied deeply, since it may hold
+        # environments.
         tunes = {key: given.pop(key) for key in list(given) if key.startswith("__") and key.endswith("__")}
         if env is not None:
             given["env"] = env
         self._given = given
         self._results_dir = results_dir
-        super().__init__(tunes, storage)
+        with resources.quiet_tune() if storage is None else contextlib.nullcontext():
+            super().__init__(tunes, storage)
 
     # ---- Tune's hooks
 
@@ -79,30 +83,37 @@ class Trainer(tune.Trainable):
         self._started_ray = False
         self._evaluation_workers: WorkerSet | None = None
         env = setup.probe_env(self.options)
-        try:
+        with contextlib.ExitStack() as undo:  # what a failure below has to end
+            opened = undo.enter_context(contextlib.ExitStack())
+            opened.callback(setup.close_env, env)
             self.recipes = setup.make_recipes(self.options, self.policy_factory, env)
             self.policies: dict[PolicyID, Policy] = {pid: recipe.build() for pid, recipe in self.recipes.items()}
-        except BaseException:
-            setup.close_env(env)
-            raise
-        self.multi_agent = is_multi_agent(env)
-        if self.options.num_workers > 0:
-            setup.close_env(env)
-            env = None
-        if self.options.num_workers > 0 or self.options.evaluation_num_workers > 0:
-            self._started_ray = resources.ensure_ray()
-            self.options = resources.with_worker_cpus(self.options)
-        self.workers = WorkerSet(self.options, self.policies, self.recipes, env=env)
-        key = jax.random.key(self.options.seed)
-        self.learners = {
-            pid: Learner(
-                policy, jax.random.fold_in(key, 2**20 + i), policy_id=pid, num_devices=self.options.num_learner_devices
-            )
-            for i, (pid, policy) in enumerate(self.policies.items())
-        }
-        self.context = PlanContext(self.options, self.workers, self.learners)
-        self.context.sync_weights()
-        self.plan = type(self).execution_plan(self.context)
+            self.multi_agent = is_multi_agent(env)
+            if self.options.num_workers > 0:
+                opened.close()
+                env = None
+            if self.options.num_workers > 0 or self.options.evaluation_num_workers > 0:
+                self._started_ray = resources.ensure_ray()
+                if self._started_ray:
+                    undo.callback(resources.shutdown_ray)
+                self.options = resources.with_worker_cpus(self.options)
+            self.workers = WorkerSet(self.options, self.policies, self.recipes, env=env)
+            opened.pop_all()
+            undo.callback(self.workers.stop)
+            key = jax.random.key(self.options.seed)
+            self.learners = {
+                pid: Learner(
+                    policy,
+                    jax.random.fold_in(key, 2**20 + i),
+                    policy_id=pid,
+                    num_devices=self.options.num_learner_devices,
+                )
+                for i, (pid, policy) in enumerate(self.policies.items())
+            }
+            self.context = PlanContext(self.options, self.workers, self.learners)
+            self.context.sync_weights()
+            self.plan = type(self).execution_plan(self.context)
+            undo.pop_all()
         self._writer = None if self._storage else ResultWriter(self._results_dir, self.name, self.options)
         self._inference = ActionComputer(self)
 
@@ -125,6 +136,7 @@ class Trainer(tune.Trainable):
         started, compiled = time.perf_counter(), compilation.compile_seconds()
         sampled = self.context.counters["num_steps_sampled"]
         result = dict(next(self.plan))
+        result["sampler_perf"] = self.workers.sampler_perf
         result["timesteps_this_iter"] = self.context.counters["num_steps_sampled"] - sampled
         result["compile_time_s"] = compilation.compile_seconds() - compiled
         result["env_steps_per_s"] = result["timesteps_this_iter"] / (time.perf_counter() - started)
@@ -227,7 +239,9 @@ class Trainer(tune.Trainable):
         """Replaces the parameters of the policies given, on learner and workers."""
         for pid, params in weights.items():
             learner = self.learners[pid]
-            learner.state = learner.state.replace(params=checkpoint.like(learner.state.params, params, f"policy {pid!r}"))
+            learner.state = learner.state.replace(
+                params=checkpoint.like(learner.state.params, params, f"policy {pid!r}")
+            )
         self.context.sync_weights()
 
     def set_coeffs(self, policy_id: PolicyID = DEFAULT_POLICY_ID, **coeffs: float) -> None:
@@ -282,7 +296,12 @@ class Trainer(tune.Trainable):
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | pathlib.Path, config: Mapping[str, Any] | None = None, *, trust_imports: bool = False, **options: Any
+        cls,
+        path: str | pathlib.Path,
+        config: Mapping[str, Any] | None = None,
+        *,
+        trust_imports: bool = False,
+        **options: Any,
     ) -> Trainer:
         """A trainer that continues from a checkpoint, with the config saved in it.
 
@@ -364,7 +383,7 @@ class Trainer(tune.Trainable):
 
         return fit(self, iterations, **options)
 
-    def __enter__(self) -> Trainer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -373,4 +392,3 @@ class Trainer(tune.Trainable):
     def __repr__(self) -> str:
         env = self.options.env if isinstance(self.options.env, str) else type(self.options.env).__name__
         return f"{type(self).__name__}(env={env!r}, iteration={self._iteration}, policies={sorted(self.policies)})"
-
