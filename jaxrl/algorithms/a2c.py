@@ -1,14 +1,17 @@
-"""A2C: synchronous advantage actor-critic (Mnih et al. 2016, https://arxiv.org/abs/1602.01783, the synchronous form of A3C).
+"""A2C: synchronous advantage actor-critic (Mnih et al. 2016, https://arxiv.org/abs/1602.01783: A3C, synchronous).
 
-`loss = -E[log pi(a_t | s_t) A_t] + c_v E[(V(s_t) - V_t^target)^2] - c_e E[H(pi(s_t))]` (section 4, eq. for A3C), with A_t by GAE.
+`loss = -E[log pi(a_t | s_t) A_t] + c_v E[(V(s_t) - V_t^target)^2] - c_e E[H(pi(s_t))]` (section 4, eq. for A3C), with
+A_t by GAE.
 
-Departures: means over the batch, not sums, so that the learning rate does not depend on its size; microbatches' gradients are averaged.
+Departures: means over the batch, not sums, so that the learning rate does not depend on its size; microbatches'
+    gradients are averaged.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from jaxrl import losses
 from jaxrl.config import option
@@ -29,13 +32,15 @@ from jaxrl.types import ConfigError
 class A2CConfig(CommonConfig):
     """Options of A2C."""
 
-    rollout_fragment_length: int | str = option(20, "Steps of each environment per fragment, or 'auto'.")
+    rollout_fragment_length: int | Literal["auto"] = option(20, "Steps of each environment per fragment, or 'auto'.")
     lr: Coeff = option(1e-4, "Learning rate, or a schedule [[t, value], ...].", traced=True)
     grad_clip: float | None = option(40.0, "Clip the gradients' global norm to this; None: no clipping.")
     vf_loss_coeff: Coeff = option(0.5, "Weight of the value loss.", traced=True)
     entropy_coeff: Coeff = option(0.01, "Weight of the entropy bonus.", traced=True)
     entropy_coeff_schedule: list | None = option(None, "Schedule of the entropy coefficient: [[t, value], ...].")
-    microbatch_size: int | None = option(None, "Steps of a microbatch, whose gradients are averaged; None: whole batches.", low=1)
+    microbatch_size: int | None = option(
+        None, "Steps of a microbatch, whose gradients are averaged; None: whole batches.", low=1
+    )
 
 
 A2CPolicy = build_policy(
@@ -64,12 +69,15 @@ def execution_plan(ctx: PlanContext) -> LocalIterator:
 def validate_config(config: A2CConfig) -> None:
     """Fragments fill train batches, and microbatches, exactly."""
     check_batch_sizes(config)
-    rollout = config.rollout_fragment_length * config.num_envs_per_worker * max(1, config.num_workers)
-    micro = config.microbatch_size
-    if micro is not None and config.batch_mode == "truncate_episodes" and (config.train_batch_size % micro or micro % rollout):
+    micro, length = config.microbatch_size, config.rollout_fragment_length
+    if micro is None or config.batch_mode != "truncate_episodes":
+        return
+    assert length != "auto"  # resolved before this
+    rollout = length * config.num_envs_per_worker * max(1, config.num_workers)
+    if config.train_batch_size % micro or micro % rollout:
         raise ConfigError(
-            f"config: microbatch_size={micro} should divide train_batch_size={config.train_batch_size} and be a multiple of the "
-            f"{rollout} steps that one round of sampling gives."
+            f"config: microbatch_size={micro} should divide train_batch_size={config.train_batch_size} and be a "
+            f"multiple of the {rollout} steps that one round of sampling gives; change one of them."
         )
 
 

@@ -2,8 +2,8 @@
 
 Maximises `log pi(a_t | s_t) * G_t` with the discounted return `G_t` of the row (section 5, eq. 11, without a baseline).
 
-Departures: returns are standardised over the train batch, which acts as a baseline and sets the scale of the gradient; train batches
-hold whole episodes, so that no return is cut.
+Departures: returns are standardised over the train batch, which acts as a baseline and sets the scale of the gradient;
+train batches hold whole episodes, so that no return is cut.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """PPO: proximal policy optimisation (Schulman et al. 2017, https://arxiv.org/abs/1707.06347).
 
-`loss = -L^CLIP + c_v L^VF - c_e H + beta KL(pi_old || pi)` (eqs. 7, 8 and 9): the clipped surrogate, a clipped value error, an
-entropy bonus and a KL penalty whose coefficient adapts (section 4).
+`loss = -L^CLIP + c_v L^VF - c_e H + beta KL(pi_old || pi)` (eqs. 7, 8 and 9): the clipped surrogate, a clipped value
+error, an entropy bonus and a KL penalty whose coefficient adapts (section 4).
 
-Departures: advantages are standardised over the train batch; the value error is clipped around the old prediction and is not halved, as
-in RLlib.
+Departures: advantages are standardised over the train batch; the value error is clipped around the old prediction and
+is not halved, as in RLlib.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 
@@ -36,7 +36,9 @@ from jaxrl.types import Array
 class PPOConfig(CommonConfig):
     """Options of PPO."""
 
-    rollout_fragment_length: int | str = option("auto", "Steps of each environment per fragment; 'auto': one round fills a train batch.")
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment; 'auto': one round fills a train batch."
+    )
     train_batch_size: int = option(4000, "Env steps of a train batch.", low=1)
     sgd_minibatch_size: int = option(128, "Rows of a minibatch; 0: the whole train batch.", low=0)
     num_sgd_iter: int = option(30, "Epochs over each train batch.", low=1)
@@ -44,11 +46,15 @@ class PPOConfig(CommonConfig):
     kl_coeff: float = option(0.2, "Initial coefficient of the KL penalty, which adapts; 0: no penalty.", traced=True)
     kl_target: float = option(0.01, "KL divergence per train batch that kl_coeff adapts to.")
     clip_param: Coeff = option(0.3, "Probability ratios are clipped to [1 - clip_param, 1 + clip_param].", traced=True)
-    vf_clip_param: Coeff = option(10.0, "Value predictions are clipped to this distance from the old ones.", traced=True)
+    vf_clip_param: Coeff = option(
+        10.0, "Value predictions are clipped to this distance from the old ones.", traced=True
+    )
     vf_loss_coeff: Coeff = option(1.0, "Weight of the value loss.", traced=True)
     entropy_coeff: Coeff = option(0.0, "Weight of the entropy bonus.", traced=True)
     entropy_coeff_schedule: list | None = option(None, "Schedule of the entropy coefficient: [[t, value], ...].")
-    vf_share_layers: bool | None = option(None, "Policy and value function share layers; None: as model.vf_share_layers.")
+    vf_share_layers: bool | None = option(
+        None, "Policy and value function share layers; None: as model.vf_share_layers."
+    )
     model: ModelConfig = option(ModelConfig(vf_share_layers=False), "Options of the model.")
 
 
@@ -68,6 +74,7 @@ PPOPolicy = build_policy(
         kl=(0.2, losses.kl_penalty()),
     ),
     update_fn=update_kl,
+    default_config={"kl_target": 0.01},
 )
 
 

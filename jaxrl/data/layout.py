@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.data.columns import (
@@ -172,7 +173,8 @@ def take_columns(columns: Mapping[str, PyTree], index: Any, valid: Any | None) -
 
 
 def _gather(x: Any, index: Any, axis: int) -> Any:
-    return backend(x, index).take(x, index, axis=axis)
+    # On the device, "clip" is the gather as it is; jnp.take's own mode compares every index and fills with NaN.
+    return np.take(x, index, axis=axis) if backend(x, index) is np else jnp.take(x, index, axis=axis, mode="clip")
 
 
 def minibatch_indices(order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -12,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrl import trees
 from jaxrl.data import SampleBatch
-from jaxrl.policies import Policy, TrainState
+from jaxrl.policies import DATA_AXIS, GRAD_NORM, Policy, TrainState
 from jaxrl.types import ConfigError, NonFiniteError, Params, Weights
 
 
@@ -32,7 +34,8 @@ class Learner:
     def __init__(self, policy: Policy, key: Any, *, policy_id: str = "default_policy", num_devices: int = 1):
         self.policy, self.policy_id = policy, policy_id
         self._mesh = _mesh(num_devices)
-        self._state: TrainState = self._place_state(policy.init(key))
+        self._state: TrainState = self._replicated(policy.init(key))
+        self._rows: Mapping[str, Any] = {}
 
     # ---- learning
 
@@ -42,9 +45,10 @@ class Learner:
         Raises:
             NonFiniteError: a metric is NaN or infinite, named; the state stays what it was.
         """
-        state, out = self.policy.learn(self._state, self._place_batch(batch))
+        with self._on_devices():
+            state, out = self.policy.learn(self._state, self._place_batch(batch))
         metrics = self._checked(out.metrics, batch)
-        self._state, self.rows = state, out.rows
+        self._state, self._rows = state, out.rows
         return metrics
 
     def gradients(self, batch: SampleBatch) -> tuple[Params, dict[str, Any]]:
@@ -57,20 +61,30 @@ class Learner:
         self._state = self.policy.apply_gradients(self._state, grads)
 
     def _checked(self, metrics: Mapping[str, Any], batch: SampleBatch) -> dict[str, float]:
-        values = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
-        bad = next((name for name, value in values.items() if not np.isfinite(value)), None)
+        fetched, coeffs = jax.device_get((dict(metrics), dict(self._state.coeffs)))
+        values = {name: float(value) for name, value in fetched.items()}
+        # A term's own metric is the cause of a total or a norm that is not finite: those come last.
+        order = sorted(
+            values, key=lambda name: (name.rpartition("/")[2] in ("total_loss", GRAD_NORM), name == GRAD_NORM)
+        )
+        bad = next((name for name in order if not np.isfinite(values[name])), None)
         if bad is not None:
             column = trees.first_nonfinite({name: batch[name] for name in batch})
             where = f"; the batch's column {column} is not finite either" if column is not None else ""
             shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
             raise NonFiniteError(
-                f"policy {self.policy_id!r}, gradient step {int(self._state.step)}: metric {bad!r} is {values[bad]}{where}. "
-                f"All metrics: {shown}. The parameters stay as they were; lower lr, set grad_clip, or check the loss."
+                f"policy {self.policy_id!r}, learning after gradient step {int(self._state.step)}: expected finite "
+                f"metrics, got {bad}={values[bad]}{where}. All metrics of that step: {shown}. The parameters stay as "
+                "they were; lower lr, set grad_clip, or check the loss."
             )
-        coeffs = {f"cur_{name}": float(value) for name, value in jax.device_get(dict(self._state.coeffs)).items()}
-        return {**values, **coeffs}
+        return {**values, **{f"cur_{name}": float(value) for name, value in coeffs.items()}}
 
     # ---- coeffs and weights
+
+    @property
+    def rows(self) -> Mapping[str, Any]:
+        """What the last `learn` returned for each row of its batch (`td_error`), by name."""
+        return self._rows
 
     @property
     def state(self) -> TrainState:
@@ -79,7 +93,7 @@ class Learner:
 
     @state.setter
     def state(self, state: TrainState) -> None:
-        self._state = self._place_state(state)
+        self._state = self._replicated(state)
 
     @property
     def weights(self) -> Weights:
@@ -108,11 +122,12 @@ class Learner:
 
     # ---- devices
 
+    def _on_devices(self) -> AbstractContextManager[Any]:
+        # Within it `learn` sees the devices, and spreads each minibatch over them.
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
     def _replicated(self, tree: Any) -> Any:
         return tree if self._mesh is None else jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
-
-    def _place_state(self, state: TrainState) -> TrainState:
-        return self._replicated(state)
 
     def _place_batch(self, batch: SampleBatch) -> SampleBatch:
         if self._mesh is None:
@@ -120,15 +135,16 @@ class Learner:
         devices = self._mesh.size
         width = batch.B if batch.time_major else batch.num_rows
         if width % devices:
+            unit = "columns" if batch.time_major else "rows"
             raise ConfigError(
-                f"num_learner_devices={devices}: a train batch of {width} columns does not divide among the devices; choose "
-                "num_workers x num_envs_per_worker (or the fragments in a batch) divisible by it."
+                f"num_learner_devices={devices}: a train batch of {width} {unit} does not divide among "
+                "the devices; choose num_workers x num_envs_per_worker (or the fragments in a batch) divisible by it."
             )
-        rows = PartitionSpec(None, "data") if batch.time_major else PartitionSpec("data")
+        rows = PartitionSpec(None, DATA_AXIS) if batch.time_major else PartitionSpec(DATA_AXIS)
         columns = {}
         for name in batch:
             spec = PartitionSpec() if name in ("final_obs", "final_index") else rows
-            spec = PartitionSpec("data") if name in ("state_in", "last_obs") else spec
+            spec = PartitionSpec(DATA_AXIS) if name in ("state_in", "last_obs") else spec
             columns[name] = jax.device_put(batch[name], NamedSharding(self._mesh, spec))
         return SampleBatch._make(columns, batch.time_major)
 
@@ -138,8 +154,9 @@ def _mesh(num_devices: int) -> Mesh | None:
         return None
     devices = jax.devices()
     if num_devices > len(devices):
+        available = f"{len(devices)} available ({devices[0].platform})"
         raise ConfigError(
-            f"num_learner_devices: {num_devices} asked for, {len(devices)} available ({devices[0].platform}); lower it, or on "
-            f"the CPU set XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}."
+            f"num_learner_devices: {num_devices} asked for, {available}; lower it, or on the CPU set "
+            f"XLA_FLAGS=--xla_force_host_platform_device_count={num_devices}."
         )
-    return Mesh(np.array(devices[:num_devices]), ("data",))
+    return Mesh(np.array(devices[:num_devices]), (DATA_AXIS,))

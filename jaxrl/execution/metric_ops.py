@@ -14,8 +14,8 @@ from jaxrl.metrics import EpisodeRecord, summarize_episodes
 def StandardMetricsReporting(ctx: PlanContext, train_op: LocalIterator) -> LocalIterator:
     """Results in RLlib's form, one for each iteration of a plan.
 
-    An iteration lasts until `timesteps_per_iteration` env steps have been sampled and `min_iter_time_s` seconds have passed since the
-    last one; with both 0, until the next item.
+    An iteration lasts until `timesteps_per_iteration` env steps have been sampled and `min_iter_time_s` seconds have
+    passed since the last one; with both 0, until the next item.
 
     Args:
         ctx: the plan's context.
@@ -57,9 +57,9 @@ def OncePerTimeInterval(seconds: float) -> Operator:
 
 
 def CollectMetrics(ctx: PlanContext) -> Operator:
-    """Makes a result of each item: episode statistics over the last `metrics_smoothing_episodes`, learner info, counters, timers.
+    """Makes a result of each item: episode statistics, learner info, counters, timers.
 
-    The episodes are its state, and are saved.
+    Statistics are over the last `metrics_smoothing_episodes` episodes, which are its state and are saved.
     """
     keep = ctx.config.metrics_smoothing_episodes
 

@@ -96,8 +96,8 @@ def CountSampled(ctx: PlanContext) -> Operator:
 def ConcatBatches(min_batch_size: int) -> Operator:
     """Joins batches until there are at least `min_batch_size` steps; for `combine`.
 
-    Fragments of fixed length count their slots (8 x 128 is exactly 1024), batches of whole episodes and of sequences their
-    valid rows, multi-agent batches their environment steps.
+    Fragments of fixed length count their slots (8 x 128 is exactly 1024), batches of whole episodes and of sequences
+    their valid rows, multi-agent batches their environment steps.
 
     Args:
         min_batch_size: steps of a train batch.

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.data import MultiAgentBatch, SampleBatch, as_multi_agent
-from jaxrl.execution.context import PlanContext
-from jaxrl.types import Params, PolicyID
+from jaxrl.execution.context import AGENT_STEPS_TRAINED, STEPS_TRAINED, PlanContext
+from jaxrl.policies import GRAD_NORM, global_norm
+from jaxrl.types import Array, Params, PolicyID
 
 Info = dict[PolicyID, dict[str, Any]]
 
@@ -17,8 +20,8 @@ Info = dict[PolicyID, dict[str, Any]]
 class TrainOneStep:
     """Learns from each train batch, for every policy to train, and broadcasts the new weights.
 
-    Gives `(batch, {policy_id: metrics})`. Changes the counters num_steps_trained and num_agent_steps_trained, the timer learn,
-    and the learner info of results.
+    Gives `(batch, {policy_id: metrics})`. Changes the counters num_steps_trained and num_agent_steps_trained, the timer
+    learn, and the learner info of results.
 
     Args:
         ctx: the plan's context.
@@ -87,6 +90,8 @@ class ComputeGradients:
 def AverageGradients(gradients: Sequence[Gradients]) -> Gradients:
     """The mean of gradients, weighted by the rows behind each: that of the joined batch.
 
+    Metrics are weighted means too; `grad_gnorm` is the norm of the mean.
+
     Args:
         gradients: of the microbatches.
 
@@ -94,27 +99,33 @@ def AverageGradients(gradients: Sequence[Gradients]) -> Gradients:
         >>> grads = ComputeGradients(ctx)
         >>> averaged = next(microbatches.for_each(grads).batch(4).for_each(AverageGradients))
     """
-    policies = {pid for each in gradients for pid in each.grads}
     grads: dict[PolicyID, Params] = {}
     rows: dict[PolicyID, int] = {}
     info: Info = {}
-    for pid in sorted(policies):
+    for pid in dict.fromkeys(pid for each in gradients for pid in each.grads):
         parts = [each for each in gradients if pid in each.grads]
         rows[pid] = sum(each.rows[pid] for each in parts)
-        shares = [each.rows[pid] / rows[pid] for each in parts]
-        grads[pid] = jax.tree.map(
-            lambda *x, shares=shares: sum(s * g for s, g in zip(shares, x, strict=True)), *(each.grads[pid] for each in parts)
-        )
-        names = parts[0].info[pid]
-        info[pid] = {n: sum(s * each.info[pid][n] for s, each in zip(shares, parts, strict=True)) for n in names}
+        shares = np.asarray([each.rows[pid] / rows[pid] for each in parts], np.float32)
+        grads[pid], norm = _weighted_mean(shares, [each.grads[pid] for each in parts])
+        means = {
+            name: sum(float(share) * each.info[pid][name] for share, each in zip(shares, parts, strict=True))
+            for name in parts[0].info[pid]
+        }
+        info[pid] = {**means, GRAD_NORM: float(norm)}
     return Gradients(grads, rows, info, sum(each.env_steps for each in gradients))
+
+
+@jax.jit
+def _weighted_mean(shares: Array, grads: Sequence[Params]) -> tuple[Params, Array]:
+    mean = jax.tree.map(lambda *parts: jnp.tensordot(shares, jnp.stack(parts), axes=1), *grads)
+    return mean, global_norm(mean)
 
 
 class ApplyGradients:
     """Applies gradients and broadcasts the new weights.
 
-    Gives `(env_steps, {policy_id: metrics})`. Changes the counters num_steps_trained and num_agent_steps_trained, the timer
-    apply_grad, and the learner info of results.
+    Gives `(env_steps, {policy_id: metrics})`. Changes the counters num_steps_trained and num_agent_steps_trained, the
+    timer apply_grad, and the learner info of results.
 
     Args:
         ctx: the plan's context.
@@ -130,8 +141,8 @@ class ApplyGradients:
         with ctx.timer("apply_grad"):
             for pid, grads in gradients.grads.items():
                 ctx.learners[pid].apply_gradients(grads)
-        ctx.counters["num_steps_trained"] += gradients.env_steps
-        ctx.counters["num_agent_steps_trained"] += sum(gradients.rows.values())
+        ctx.counters[STEPS_TRAINED] += gradients.env_steps
+        ctx.counters[AGENT_STEPS_TRAINED] += sum(gradients.rows.values())
         ctx.learner_info.update(gradients.info)
         ctx.sync_weights()
         return gradients.env_steps, gradients.info

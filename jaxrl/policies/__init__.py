@@ -3,7 +3,21 @@
 from jaxrl.policies.build import PolicyFactory, build_policy
 from jaxrl.policies.config import PolicyConfig
 from jaxrl.policies.context import LossContext
+from jaxrl.policies.gradients import GRAD_NORM, global_norm
+from jaxrl.policies.learning import DATA_AXIS
 from jaxrl.policies.optimizers import every
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
 
-__all__ = ["LossContext", "Policy", "PolicyConfig", "PolicyFactory", "PolicySpec", "TrainState", "build_policy", "every"]
+__all__ = [
+    "DATA_AXIS",
+    "GRAD_NORM",
+    "LossContext",
+    "Policy",
+    "PolicyConfig",
+    "PolicyFactory",
+    "PolicySpec",
+    "TrainState",
+    "build_policy",
+    "every",
+    "global_norm",
+]

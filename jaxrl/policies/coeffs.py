@@ -1,4 +1,4 @@
-"""Coeffs: the numbers of a policy that may change without recompiling; where they come from and how they are scheduled."""
+"""Coeffs: the numbers of a policy that may change without recompiling, and their schedules."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def loss_coeffs(loss_fn: Any) -> dict[str, float]:
     for loss in losses:
         for name, value in getattr(loss, "coeffs", {}).items():
             if coeffs.setdefault(name, value) != value:
-                raise LossError(f"coeff {name!r} has two defaults, {coeffs[name]} and {value}; give both losses the same.")
+                raise LossError(
+                    f"coeff {name!r} has two defaults, {coeffs[name]} and {value}; give both losses the same."
+                )
     return coeffs
 
 
 def initial_coeffs(factory: Any, exploration: Any, config: Any) -> tuple[dict[str, float], dict[str, Schedule]]:
     """The coeffs at step 0 and the schedules of those that have one.
 
-    Defaults come from the loss's terms, the exploration and `coeffs_fn`; an option of the same name in the config wins, and an
-    option `<name>_schedule` that is set wins over both.
+    Defaults come from the loss's terms, the exploration and `coeffs_fn`; an option of the same name in the config wins,
+    and an option `<name>_schedule` that is set wins over both.
 
     Args:
         factory: the PolicyFactory.
@@ -50,7 +52,7 @@ def initial_coeffs(factory: Any, exploration: Any, config: Any) -> tuple[dict[st
         schedule = getattr(config, f"{name}_schedule", None)
         specs[name] = specs[name] if schedule is None else schedule
     made = {name: make_schedule(spec) for name, spec in specs.items()}
-    schedules = {name: s for name, s in made.items() if not isinstance(s, ConstantSchedule)}
+    schedules: dict[str, Schedule] = {name: s for name, s in made.items() if not isinstance(s, ConstantSchedule)}
     return {name: float(s(0)) for name, s in made.items()}, schedules
 
 
@@ -88,7 +90,7 @@ def _extended(base: type, missing: tuple, replaced: _Identity, name: str) -> typ
 
 
 def _merged(field: Any, value: Any) -> Any:
-    """The default of a section (a nested dataclass) with the options of a mapping replaced; other values as they are."""
+    """The default of a section (a nested dataclass) with a mapping's options replaced; other values as they are."""
     section = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
     if dataclasses.is_dataclass(section) and not isinstance(section, type) and isinstance(value, Mapping):
         return dataclasses.replace(section, **value)

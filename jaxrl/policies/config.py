@@ -29,5 +29,7 @@ class PolicyConfig:
     sgd_minibatch_size: int = option(0, "Rows of a minibatch; 0: the whole train batch.")
     shuffle_sequences: bool = option(True, "Shuffle rows (recurrent policies: sequences) in each epoch.")
     explore: bool = option(True, "Sample actions; False: take the distribution's mode.")
-    exploration_config: Mapping[str, Any] = option({"type": "StochasticSampling"}, "Exploration: {'type': name, **options}.")
+    exploration_config: Mapping[str, Any] = option(
+        {"type": "StochasticSampling"}, "Exploration: {'type': name, **options}."
+    )
     model: ModelConfig = field(default_factory=ModelConfig, metadata={"help": "Options of the model."})

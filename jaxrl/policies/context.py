@@ -1,4 +1,4 @@
-"""LossContext: what a loss function sees beside its params and batch; one forward pass per (params, batch) within a trace."""
+"""LossContext: what a loss function sees beside params and batch; one forward pass per (params, batch) and trace."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _forward_memo: contextvars.ContextVar[list | None] = contextvars.ContextVar("jax
 def forward_memo() -> Iterator[None]:
     """Within this scope `ctx.forward(params, batch)` runs once per (params, batch) object and trace.
 
-    The memo belongs to the function being traced, never to a context object: opened and dropped inside one trace, it cannot
-    leak a tracer.
+    The memo belongs to the function being traced, never to a context object: opened and dropped inside one trace, it
+    cannot leak a tracer.
     """
     token = _forward_memo.set([])
     try:

@@ -1,106 +1,43 @@
-"""Gradients and the learn step: every epoch and minibatch of a train batch in one `lax.scan`."""
+"""The learn step: every epoch and minibatch of a train batch in one `lax.scan`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax.sharding import PartitionSpec
 
 from jaxrl.data import SampleBatch
-from jaxrl.policies.context import LossContext, forward_memo
+from jaxrl.policies.gradients import Gradients
 from jaxrl.policies.policy import TrainState
-from jaxrl.policies.requirements import call_loss
-from jaxrl.types import Array, LearnOutput, LossError, Params
+from jaxrl.types import Array, LearnOutput, Params
 
-MakeContext = Callable[[TrainState, Any], LossContext]
+# The mesh axis that the rows of a batch are spread over where several devices learn.
+DATA_AXIS = "data"
 
-
-def group_names(group: str | tuple[str, ...]) -> tuple[str, ...]:
-    """The top-level parameter groups that one key of a loss mapping names."""
-    return (group,) if isinstance(group, str) else tuple(group)
-
-
-def group_label(group: str | tuple[str, ...]) -> str:
-    """How a group is called in metrics: its name, or the names joined by '+'."""
-    return "+".join(group_names(group))
-
-
-def make_gradients(loss_fn: Any, make_context: MakeContext) -> Callable[[TrainState, SampleBatch], tuple[Params, LearnOutput]]:
-    """Builds `gradients(train_state, batch) -> (grads, LearnOutput)`.
-
-    Args:
-        loss_fn: a loss function, or a mapping of groups of top-level params to loss functions (None: frozen), each
-            differentiated with respect to its own group alone, all at the same params.
-        make_context: `(train_state, key) -> LossContext`.
-    """
-
-    def gradients(train_state: TrainState, batch: SampleBatch) -> tuple[Params, LearnOutput]:
-        ctx = make_context(train_state, jax.random.fold_in(train_state.key, train_state.step))
-        if isinstance(loss_fn, Mapping):
-            grads, out = _group_gradients(loss_fn, train_state.params, batch, ctx)
-        else:
-            grads, out = _one_gradient(loss_fn, train_state.params, batch, ctx)
-        return grads, LearnOutput({**out.metrics, "grad_gnorm": optax.tree.norm(grads)}, out.rows)
-
-    return gradients
-
-
-def _one_gradient(loss_fn: Any, params: Params, batch: SampleBatch, ctx: LossContext) -> tuple[Params, LearnOutput]:
-    def objective(params: Params) -> tuple[Array, LearnOutput]:
-        with forward_memo():
-            loss, out = call_loss(loss_fn, params, batch, ctx)
-        loss = jnp.asarray(loss, jnp.float32)
-        return loss, LearnOutput({"total_loss": loss, **out.metrics}, dict(out.rows))
-
-    grads, out = jax.grad(objective, has_aux=True)(params)
-    return grads, out
-
-
-def _group_gradients(
-    losses: Mapping[Any, Any], params: Params, batch: SampleBatch, ctx: LossContext
-) -> tuple[Params, LearnOutput]:
-    grads = {name: jax.tree.map(jnp.zeros_like, value) for name, value in params.items()}
-    metrics: dict[str, Array] = {}
-    rows: dict[str, Array] = {}
-    for group, loss_fn in losses.items():
-        if loss_fn is None:
-            continue
-        own = {name: params[name] for name in group_names(group)}
-
-        def objective(own: Params, loss_fn: Any = loss_fn) -> tuple[Array, LearnOutput]:
-            with forward_memo():
-                loss, out = call_loss(loss_fn, {**params, **own}, batch, ctx)
-            loss = jnp.asarray(loss, jnp.float32)
-            return loss, LearnOutput({"total_loss": loss, **out.metrics}, dict(out.rows))
-
-        own_grads, out = jax.grad(objective, has_aux=True)(own)
-        grads.update(own_grads)
-        label = group_label(group)
-        metrics.update({f"{label}/{name}": value for name, value in out.metrics.items()})
-        twice = rows.keys() & out.rows.keys()
-        if twice:
-            raise LossError(f"losses of groups: rows {sorted(twice)} are returned by two groups; rename one.")
-        rows.update(out.rows)
-    return grads, LearnOutput(metrics, rows)
+Step = Callable[[TrainState, SampleBatch], tuple[TrainState, LearnOutput]]
 
 
 def make_learn(
-    gradients: Callable[[TrainState, SampleBatch], tuple[Params, LearnOutput]],
+    gradients: Gradients,
     apply_gradients: Callable[[TrainState, Params], TrainState],
     prepare: Callable[[SampleBatch], SampleBatch],
     update_fn: Callable[..., Mapping[str, Array]] | None,
     config: Any,
     *,
     by_columns: bool,
-) -> Callable[[TrainState, SampleBatch], tuple[TrainState, LearnOutput]]:
+) -> Step:
     """Builds `learn(train_state, batch) -> (train_state, LearnOutput)`.
 
-    `config.num_sgd_iter` epochs over minibatches of `config.sgd_minibatch_size` rows (0: the whole batch), drawn without
-    replacement; a short last minibatch is padded and masked. Metrics are means over the last epoch's minibatches; rows come
-    back in the batch's order.
+    `config.num_sgd_iter` epochs over minibatches of `config.sgd_minibatch_size` rows (0: the whole batch), drawn
+    without replacement; a short last minibatch is padded and masked. Rows that the batch itself masks are drawn last,
+    and minibatches that would hold nothing else are skipped, so that the number of gradient steps is that of the valid
+    rows.
+
+    Metrics are means over the last epoch's minibatches, or, where a metric of any step was not finite, those of the
+    first such step: what went wrong there is the cause. Rows come back in the batch's order.
 
     Args:
         gradients, apply_gradients: one SGD step.
@@ -128,15 +65,22 @@ def make_learn(
     return learn
 
 
-def _full_batch_epochs(step: Any, state: TrainState, batch: SampleBatch, epochs: int) -> tuple[TrainState, LearnOutput]:
+def _full_batch_epochs(
+    step: Step, state: TrainState, batch: SampleBatch, epochs: int
+) -> tuple[TrainState, LearnOutput]:
     if epochs == 1:
         return step(state, batch)
-    state, outs = jax.lax.scan(lambda s, _: step(s, batch), state, length=epochs)
-    return state, jax.tree.map(lambda x: x[-1], outs)
+
+    def epoch(state: TrainState, _: None) -> tuple[TrainState, tuple[_Packed, Mapping[str, Array]]]:
+        state, out = step(state, batch)
+        return state, (_Packed.of(out.metrics), out.rows)
+
+    state, (packed, rows) = jax.lax.scan(epoch, state, length=epochs)
+    return state, LearnOutput(packed.summary(1, None), {name: value[-1] for name, value in rows.items()})
 
 
 def _minibatch_epochs(
-    step: Any, state: TrainState, batch: SampleBatch, config: Any, by_columns: bool
+    step: Step, state: TrainState, batch: SampleBatch, config: Any, by_columns: bool
 ) -> tuple[TrainState, LearnOutput]:
     if not by_columns and batch.time_major:
         batch = batch.flatten()
@@ -145,28 +89,103 @@ def _minibatch_epochs(
     n = batch.B if by_columns else batch.num_rows
     size = min(n, max(1, config.sgd_minibatch_size // (batch.T if by_columns else 1)))
     count = -(-n // size)
+    mask = batch.get("mask")
+    present = mask.any(axis=0) if by_columns and mask is not None else mask
     key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-
-    def permutation(key: Any) -> Array:
-        order = jax.random.permutation(key, n) if config.shuffle_sequences else jnp.arange(n)
-        return jnp.resize(order, (count * size,)).reshape(count, size)
-
-    order = jax.vmap(permutation)(jax.random.split(key, config.num_sgd_iter)).reshape(-1, size)
+    order = _orders(key, n, present, config.num_sgd_iter, config.shuffle_sequences)
     padded = count * size != n
-    valid = jnp.tile(jnp.arange(count * size).reshape(count, size) < n, (config.num_sgd_iter, 1))
+    index = jnp.pad(order, ((0, 0), (0, count * size - n)), mode="edge").reshape(-1, size)
+    valid = jnp.tile((jnp.arange(count * size) < n).reshape(count, size), (config.num_sgd_iter, 1))
 
-    def minibatch_step(state: TrainState, index: tuple[Array, Array]) -> tuple[TrainState, LearnOutput]:
-        rows, valid = index
-        minibatch = batch.take(rows, valid=valid if padded else None)
-        return step(state, minibatch)
+    def minibatch(index: Array, valid: Array) -> SampleBatch:
+        return _spread(batch.take(index, valid=valid if padded else None), axis)
 
-    state, outs = jax.lax.scan(minibatch_step, state, (order, valid))
-    last = jax.tree.map(lambda x: x[-count:], outs)
-    metrics = {name: jnp.mean(value) for name, value in last.metrics.items()}
+    def minibatch_step(
+        state: TrainState, slots: tuple[Array, Array]
+    ) -> tuple[TrainState, tuple[_Packed, Mapping[str, Array]]]:
+        state, out = step(state, minibatch(*slots))
+        return state, (_Packed.of(out.metrics), out.rows)
+
+    def step_if_any(state: TrainState, slots: tuple[Array, Array, Array]) -> Any:
+        index, valid, any_present = slots
+        out = jax.eval_shape(minibatch_step, state, (index, valid))[1]
+        skipped = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), out)
+        return jax.lax.cond(any_present, minibatch_step, lambda state, _: (state, skipped), state, (index, valid))
+
+    if present is None:
+        taken = None
+        state, (packed, rows) = jax.lax.scan(minibatch_step, state, (index, valid))
+    else:
+        taken = (present[index] & valid).any(axis=1)
+        state, (packed, rows) = jax.lax.scan(step_if_any, state, (index, valid, taken))
     # Each row's value, back at the row's place; the padding of a short last minibatch is dropped.
-    place = jnp.where(valid[-count:], order[-count:], n)
-    rows = {name: _scatter(value, place, n, axis) for name, value in last.rows.items()}
-    return state, LearnOutput(metrics, rows)
+    place = jnp.where(valid[-count:], index[-count:], n)
+    rows = {name: _scatter(value[-count:], place, n, axis) for name, value in rows.items()}
+    return state, LearnOutput(packed.summary(count, taken), rows)
+
+
+def _spread(batch: SampleBatch, axis: int) -> SampleBatch:
+    """Spreads a minibatch over the devices of the mesh in use, if there is one and the rows or columns divide.
+
+    Drawn from a batch that is spread itself, a minibatch would else be gathered on every device, and each would compute
+    all of it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    size = batch.shape[axis]
+    if DATA_AXIS not in mesh.axis_names or size % mesh.shape[DATA_AXIS]:
+        return batch
+
+    def spread(x: Array, axis: int) -> Array:
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, DATA_AXIS))
+
+    def column(name: str, value: Any) -> Any:
+        if name in ("final_obs", "final_index"):
+            return value
+        return jax.tree.map(lambda x: spread(x, 0 if name in ("state_in", "last_obs") else axis), value)
+
+    return batch.with_columns({name: column(name, batch[name]) for name in batch})
+
+
+def _orders(key: Array, n: int, present: Array | None, epochs: int, shuffle: bool) -> Array:
+    """The order of rows or columns in each epoch, int32 `[epochs, n]`; those that hold nothing come last."""
+    # One draw and one sort for all epochs: they compile faster than jax.random.permutation's, one for each.
+    keys = [jax.random.bits(key, (epochs, n))] if shuffle else []
+    if present is not None:
+        keys = [jnp.broadcast_to(~present, (epochs, n)), *keys]
+    position = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (epochs, n))
+    return jax.lax.sort((*keys, position), dimension=1, num_keys=len(keys))[-1] if keys else position
+
+
+class _Packed(NamedTuple):
+    """Scalars by name as one vector: a scan stacks one array, not one for each metric."""
+
+    names: Any
+    values: Array
+
+    @staticmethod
+    def of(metrics: Mapping[str, Array]) -> _Packed:
+        values = [jnp.asarray(value, jnp.float32) for value in metrics.values()]
+        return _Packed(_Names(metrics), jnp.stack(values))
+
+    def summary(self, count: int, taken: Array | None) -> dict[str, Array]:
+        """Metrics from `values [steps, M]`: the mean of the last `count` steps, or the first step that is not finite.
+
+        Args:
+            count: steps of an epoch.
+            taken: bool `[steps]`, False for steps that were skipped; None if none was.
+        """
+        weight = jnp.ones(count) if taken is None else taken[-count:].astype(jnp.float32)
+        mean = (self.values[-count:] * weight[:, None]).sum(axis=0) / jnp.maximum(weight.sum(), 1.0)
+        bad = ~jnp.isfinite(self.values).all(axis=1)
+        chosen = jnp.where(bad.any(), self.values[jnp.argmax(bad)], mean)
+        return {name: chosen[i] for i, name in enumerate(self.names)}
+
+
+@jax.tree_util.register_static
+class _Names(tuple):
+    """Names of metrics, which a scan carries along without looking at them."""
+
+    __slots__ = ()
 
 
 def _scatter(values: Array, place: Array, n: int, axis: int) -> Array:

@@ -1,4 +1,4 @@
-"""Optimisers by name, gradient clipping, delayed groups: optax transforms built inside the trace from the current coeffs."""
+"""Optimisers by name, clipping, delayed groups: optax transforms built inside the trace from the current coeffs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,24 @@ from jaxrl.types import Array, ConfigError, Params
 
 
 class Delayed(NamedTuple):
-    """A transform that acts on every n-th step only, and leaves parameters and its own state alone in between (TD3's actor)."""
+    """A transform that acts on every n-th step only; in between, parameters and its own state stay as they are."""
 
     transform: optax.GradientTransformation
     every: int
 
 
 def every(n: int, transform: optax.GradientTransformation) -> Delayed:
-    """Apply `transform` on every `n`-th gradient step only.
+    """Applies `transform` on every `n`-th gradient step only (TD3's delayed actor).
+
+    Args:
+        n: steps, at least 1.
+        transform: an optax transform.
+
+    Returns:
+        What `optimizer_fn` may give in place of the transform.
+
+    Raises:
+        ConfigError: if `n` is below 1.
 
     Example:
         >>> optimizer_fn = lambda config, coeffs: {
@@ -33,36 +43,60 @@ def every(n: int, transform: optax.GradientTransformation) -> Delayed:
 
 
 def default_optimizer(config: Any, coeffs: Mapping[str, Array]) -> optax.GradientTransformation:
-    """The optimiser that `config.optimizer` names, at learning rate `coeffs["lr"]`, after clipping to `config.grad_clip`.
+    """The optimiser that `config.optimizer` names, at learning rate `coeffs["lr"]`, after clipping the gradients.
 
-    It is built anew inside each trace: optax treats a traced learning rate like any number, so that no schedule or change of
-    it ever recompiles.
+    It is built anew inside each trace: optax treats a traced learning rate like any number, so that no schedule or
+    change of it ever recompiles. Optimisers that treat every number alike see the parameters as one vector
+    (`optax.flatten`), which changes nothing but the cost: for two networks of three layers, Adam's 36 small kernels
+    become 15, faster to compile and to run.
+
+    Args:
+        config: a PolicyConfig; `optimizer` is a name of optax's or `{"type": name, **arguments}`, and `grad_clip` a
+            norm or None.
+        coeffs: the current coeffs.
+
+    Raises:
+        ConfigError: optax has no such optimiser, or it refuses the arguments.
     """
-    spec = config.optimizer
-    name, arguments = (spec, {}) if isinstance(spec, str) else (spec.get("type", "adam"), dict(spec))
-    arguments = {k: v for k, v in arguments.items() if k != "type"}
-    factory = getattr(optax, str(name), None)
+    spec: Any = config.optimizer
+    arguments = {} if isinstance(spec, str) else dict(spec)
+    name = spec if isinstance(spec, str) else str(arguments.pop("type", "adam"))
+    factory: Any = getattr(optax, name, None)
     if not callable(factory):
-        near = difflib.get_close_matches(str(name), _COMMON_OPTIMIZERS, n=1)
+        near = difflib.get_close_matches(name, _COMMON_OPTIMIZERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"optimizer: optax has no {name!r}{hint} Common ones: {', '.join(_COMMON_OPTIMIZERS)}.")
     try:
-        transform = factory(learning_rate=coeffs["lr"], **arguments)
+        transform: Any = factory(learning_rate=coeffs["lr"], **arguments)
     except TypeError as error:
-        raise ConfigError(f"optimizer: optax.{name} refused the arguments {arguments}: {error}.") from error
-    if config.grad_clip is None:
-        return transform
-    return optax.chain(optax.clip_by_global_norm(config.grad_clip), transform)
+        raise ConfigError(
+            f"optimizer: optax.{name} refused learning_rate and the arguments {arguments}: {error}. Common ones: "
+            f"{', '.join(_COMMON_OPTIMIZERS)}."
+        ) from error
+    if config.grad_clip is not None:
+        transform = optax.chain(optax.clip_by_global_norm(config.grad_clip), transform)
+    return optax.flatten(transform) if name in _ELEMENTWISE and "mask" not in arguments else transform
 
 
+_ELEMENTWISE = frozenset({"adam", "adamw", "sgd", "rmsprop", "lion", "radam", "adagrad", "adamax", "nadam", "yogi"})
 _COMMON_OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop", "lion", "lamb", "radam", "adagrad", "adamax", "nadam", "yogi")
 
 Optimizer = optax.GradientTransformation | Delayed
 
 
 def init_optimizer(optimizer: Optimizer | Mapping[str, Optimizer], params: Params) -> Any:
-    """Optimiser state for `params`; a mapping of optimisers has one state per group of top-level params."""
+    """Optimiser state for `params`; a mapping of optimisers has one state per group of top-level params.
+
+    Raises:
+        ConfigError: the mapping names a group that `params` does not have.
+    """
     if isinstance(optimizer, Mapping):
+        unknown = [group for group in optimizer if group not in params]
+        if unknown:
+            raise ConfigError(
+                f"optimizer_fn: it returns an optimiser for {unknown[0]!r}, but the model's groups are "
+                f"{sorted(params)}; name those, one entry for each."
+            )
         return {group: _transform(o).init(params[group]) for group, o in optimizer.items()}
     return _transform(optimizer).init(params)
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.struct
-import jax
 
 from jaxrl.exploration import Exploration
 from jaxrl.models import Model
 from jaxrl.policies.context import LossContext
 from jaxrl.schedules import Schedule
-from jaxrl.types import ActInputs, ActOutput, Array, LearnOutput, ModelInputs, Params, PyTree, Weights
+from jaxrl.types import ActInputs, ActOutput, Array, LearnOutput, Params, PyTree, Weights
 
 
 @flax.struct.dataclass
@@ -24,7 +23,8 @@ class TrainState:
         params: the model's parameters.
         target_params: parameters of the target network, None without one.
         opt_state: the optimiser's state.
-        coeffs: numbers that training, schedules or Tune change (lr, clip_param, kl_coeff, ...), float32 scalars by name.
+        coeffs: numbers that training, schedules or Tune change (lr, clip_param, kl_coeff, ...), float32 scalars by
+            name.
         key: PRNG key of the run; each step folds its number in, the key itself never changes.
     """
 
@@ -34,6 +34,12 @@ class TrainState:
     opt_state: Any
     coeffs: Mapping[str, Array]
     key: Array
+
+    if TYPE_CHECKING:
+
+        def replace(self, **changes: Any) -> TrainState:
+            """The state with some fields changed (made by flax.struct)."""
+            ...
 
     @property
     def weights(self) -> Weights:
@@ -49,7 +55,7 @@ class PolicySpec(NamedTuple):
         obs_space, action_space: Gymnasium spaces.
         config: its PolicyConfig (or a subclass).
         model, dist_class, exploration: its parts.
-        reads: columns that the loss reads.
+        reads: columns that the loss, or the postprocess hook, reads.
         act_reads: fields of ActInputs that `act` reads beside `obs` and `t`.
         coeffs: default of each coeff by name.
         schedules: schedules of coeffs over env steps, evaluated on the host.
@@ -98,8 +104,3 @@ class Policy(NamedTuple):
     learn: Callable[[TrainState, Any], tuple[TrainState, LearnOutput]]
     context: Callable[[TrainState], LossContext]
     loss_fn: Any
-
-
-def split_time(inputs: ModelInputs) -> ModelInputs:
-    """Adds a time axis of length one: `[B, ...]` becomes `[1, B, ...]`, as recurrent models expect."""
-    return jax.tree.map(lambda x: x[None], inputs)

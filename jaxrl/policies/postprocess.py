@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxrl.data import SampleBatch
 from jaxrl.data.columns import successors
 from jaxrl.losses import discounted_returns, gae
-from jaxrl.types import Array, ConfigError, ModelInputs, ModelOutput, Params, PyTree
+from jaxrl.types import Array, ModelInputs, ModelOutput, Params, PyTree
 
 # What postprocessing knows how to make, and what each needs of the forward pass.
 PRODUCED = frozenset({"action_dist_inputs", "action_logp", "action_prob", "vf_preds", "advantages", "value_targets"})
@@ -18,8 +18,14 @@ _NEEDS_FORWARD = frozenset({"action_dist_inputs", "action_logp", "action_prob", 
 
 
 class FragmentOutput(NamedTuple):
-    """The model over a fragment: `dist_inputs [T, B, D]`, `values [T, B]`, values of the true successors `[T, B]`, and for
-    recurrent models the state before every row `[T, B, ...]`."""
+    """The model over a fragment.
+
+    Attributes:
+        dist_inputs: `[T, B, D]`.
+        values: `[T, B]`.
+        next_values: values of the rows' true successors `[T, B]`.
+        states: the state before every row `[T, B, ...]`; `()` for feed-forward models.
+    """
 
     dist_inputs: Array
     values: Array
@@ -46,7 +52,7 @@ def forward_fragment(model: Any, params: Params, batch: SampleBatch, mask_logits
 
 
 def _bootstrap_inputs(batch: SampleBatch, reads: frozenset[str]) -> tuple[ModelInputs, ModelInputs, ModelInputs]:
-    """Model inputs of the rows `[T, B]`, of the observation after the last row `[B]`, of the final observations `[K]`."""
+    """Model inputs of the rows `[T, B]`, of the observations after the last row `[B]` and of final ones `[K]`."""
     final_t, final_b = jnp.moveaxis(jnp.minimum(batch["final_index"], batch.T - 1), 1, 0)
 
     def previous(name: str, of: str) -> tuple[PyTree, PyTree, PyTree]:
@@ -68,7 +74,9 @@ def _bootstrap_inputs(batch: SampleBatch, reads: frozenset[str]) -> tuple[ModelI
     return rows, last, final
 
 
-def _forward_rows(model: Any, params: Params, batch: SampleBatch) -> tuple[ModelOutput, ModelOutput, ModelOutput, PyTree]:
+def _forward_rows(
+    model: Any, params: Params, batch: SampleBatch
+) -> tuple[ModelOutput, ModelOutput, ModelOutput, PyTree]:
     rows, last, final = _bootstrap_inputs(batch, model.reads)
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), flat, last, final)
@@ -76,15 +84,15 @@ def _forward_rows(model: Any, params: Params, batch: SampleBatch) -> tuple[Model
     n, b = batch.T * batch.B, batch.B
 
     def part(start: int, stop: int | None, shape: tuple[int, ...]) -> ModelOutput:
-        return ModelOutput(
-            out.dist_inputs[start:stop].reshape(*shape, -1), out.value[start:stop].reshape(shape), ()
-        )
+        return ModelOutput(out.dist_inputs[start:stop].reshape(*shape, -1), out.value[start:stop].reshape(shape), ())
 
     k = batch["final_index"].shape[0]
     return part(0, n, (batch.T, b)), part(n, n + b, (b,)), part(n + b, None, (k,)), ()
 
 
-def _forward_recurrent(model: Any, params: Params, batch: SampleBatch) -> tuple[ModelOutput, ModelOutput, ModelOutput, PyTree]:
+def _forward_recurrent(
+    model: Any, params: Params, batch: SampleBatch
+) -> tuple[ModelOutput, ModelOutput, ModelOutput, PyTree]:
     # Step by step, since the states between rows are wanted: at the cuts, and where an episode was truncated.
     rows, last, final = _bootstrap_inputs(batch, model.reads)
     rows = rows._replace(reset=batch["t"] == 0, mask=batch.get("mask"))
@@ -112,47 +120,58 @@ def _one_step(inputs: ModelInputs) -> ModelInputs:
 
 
 def produce(
-    missing: frozenset[str], batch: SampleBatch, out: FragmentOutput | None, policy: Any, config: Any
+    missing: frozenset[str],
+    wanted: frozenset[str],
+    batch: SampleBatch,
+    out: FragmentOutput | None,
+    dist_class: Any,
+    config: Any,
 ) -> dict[str, Array]:
     """The columns `missing` of a fragment `[T, B]`.
 
-    `advantages` is the discounted return of the fragment where nothing reads `value_targets`; else generalised advantage
-    estimation (https://arxiv.org/abs/1506.02438, eq. 16) with `value_targets` = advantages + values; without a critic
-    (`use_critic=False`) both are the discounted return.
+    `advantages` is the discounted return of the fragment where nothing reads `value_targets`; else generalised
+    advantage estimation (https://arxiv.org/abs/1506.02438, eq. 16) with `value_targets` = advantages + values; without
+    a critic (`use_critic=False`) both are the discounted return.
 
     Args:
         missing: names of columns to make.
+        wanted: names of columns that the loss reads, those included that are there already.
         batch: the fragment.
         out: the model's outputs over it; None when nothing asked for them.
-        policy: object with `dist_class` and `exploration`.
+        dist_class: the action distribution.
         config: the PolicyConfig.
+
+    Returns:
+        The columns by name, `[T, B, ...]`.
     """
     made: dict[str, Array] = {}
     if missing & {"action_logp", "action_prob"}:
-        if not policy.exploration.samples_policy:
-            raise ConfigError(
-                "exploration_config: the loss reads action_logp, but this exploration does not draw from the policy's "
-                "distribution and returns no log-probability; use StochasticSampling."
-            )
-        assert out is not None
-        logp = policy.dist_class(out.dist_inputs).log_prob(batch["actions"])
+        logp = batch.get("action_logp")  # what another exploration than the policy's own has put there
+        if logp is None:
+            assert out is not None
+            logp = dist_class(out.dist_inputs).log_prob(batch["actions"])
         made["action_logp"], made["action_prob"] = logp, jnp.exp(logp)
     if out is not None:
         made["action_dist_inputs"], made["vf_preds"] = out.dist_inputs, out.values
     if missing & {"advantages", "value_targets"}:
         rewards, terminateds, ended = batch["rewards"], batch["terminateds"], batch["dones"]
         mask = batch.get("mask")
-        if out is None or not config.use_critic or "value_targets" not in missing:
-            returns = discounted_returns(rewards, terminateds, ended, config.gamma, mask=mask)
-            made["advantages"], made["value_targets"] = returns, returns
-        else:
+        if _uses_values(missing, wanted, config):
+            assert out is not None
             lambda_ = config.lambda_ if config.use_gae else 1.0
             estimate = gae(rewards, out.values, out.next_values, terminateds, ended, config.gamma, lambda_, mask=mask)
             made["advantages"], made["value_targets"] = estimate
+        else:
+            returns = discounted_returns(rewards, terminateds, ended, config.gamma, mask=mask)
+            made["advantages"], made["value_targets"] = returns, returns
     return {name: made[name] for name in missing}
 
 
-def needs_forward(missing: frozenset[str], config: Any) -> bool:
-    """Whether making the columns `missing` takes a forward pass."""
-    return bool(missing & _NEEDS_FORWARD) or ("value_targets" in missing and config.use_critic)
+def needs_forward(missing: frozenset[str], wanted: frozenset[str], config: Any) -> bool:
+    """Whether making the columns `missing`, of those `wanted`, takes a forward pass."""
+    return bool(missing & _NEEDS_FORWARD) or _uses_values(missing, wanted, config)
 
+
+def _uses_values(missing: frozenset[str], wanted: frozenset[str], config: Any) -> bool:
+    # Which estimate the advantages are follows from what the loss reads, not from who fills it.
+    return config.use_critic and "value_targets" in wanted and bool(missing & {"advantages", "value_targets"})

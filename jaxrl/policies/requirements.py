@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.data import SampleBatch
+from jaxrl.policies.policy import TrainState
 from jaxrl.types import LearnOutput, LossError, Params, PyTree
 
 _NARROW = {np.dtype(np.float64): np.dtype(np.float32), np.dtype(np.int64): np.dtype(np.int32)}
@@ -25,7 +27,8 @@ def example(space: Any, leading: tuple[int, ...]) -> PyTree:
 
 
 def _plain(sample: Any) -> Any:
-    # Gymnasium's Dict spaces sample dicts whose key order may differ from a pytree's sorted one: plain dicts sort alike.
+    # Gymnasium's Dict spaces sample dicts whose key order may differ from a pytree's sorted one: plain dicts sort
+    # alike.
     if isinstance(sample, Mapping):
         return {k: _plain(v) for k, v in sample.items()}
     if isinstance(sample, tuple):
@@ -85,28 +88,38 @@ def call_loss(loss_fn: Any, params: Params, batch: SampleBatch, ctx: Any) -> tup
     Raises:
         LossError: the loss is no scalar, or a metric is none.
     """
-    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    where = f"loss function {getattr(loss_fn, '__name__', None) or getattr(loss_fn, 'name', type(loss_fn).__name__)!r}"
     result = loss_fn(params, batch, ctx)
     loss, out = result if isinstance(result, tuple) and len(result) == 2 else (result, LearnOutput())
-    if not isinstance(out, LearnOutput):
+    if isinstance(out, Mapping):
         out = LearnOutput(metrics=out)
     shape = getattr(loss, "shape", None)
-    if shape is None and not isinstance(loss, (int, float)):
-        raise LossError(
-            f"loss function {name!r}: expected a scalar, or (scalar, LearnOutput), got {type(result).__name__}."
-        )
+    is_number = shape is not None or (isinstance(loss, (int, float)) and not isinstance(loss, bool))
+    if not is_number or not isinstance(out, LearnOutput):
+        got = type(result).__name__ if not isinstance(result, tuple) else _types_of(result)
+        raise LossError(f"{where}: expected a scalar, or (scalar, LearnOutput(metrics, rows)), got {got}.")
     if shape not in ((), None):
         raise LossError(
-            f"loss function {name!r}: expected a scalar, got an array of shape {tuple(shape)}; "
-            "reduce it with batch.mean(...), which leaves masked rows out."
+            f"{where}: expected a scalar, got an array of shape {tuple(shape)}; reduce it with batch.mean(...), which "
+            "leaves masked rows out."
         )
     for metric, value in out.metrics.items():
         if np.shape(value) != ():
-            raise LossError(f"loss function {name!r}: metric {metric!r} should be a scalar, got shape {np.shape(value)}.")
+            raise LossError(f"{where}: metric {metric!r} should be a scalar, got shape {np.shape(value)}; reduce it.")
+    for row, value in out.rows.items():
+        if tuple(np.shape(value)[: len(batch.shape)]) != batch.shape:
+            raise LossError(
+                f"{where}: row {row!r} should have one value for each row of the batch, {list(batch.shape)}, got shape "
+                f"{list(np.shape(value))}; return scalars as metrics."
+            )
     return loss, out
 
 
-def columns_read(trace: Any, batch: SampleBatch, params: Params) -> frozenset[str]:
+def _types_of(items: tuple[Any, ...]) -> str:
+    return f"({', '.join(type(item).__name__ for item in items)})"
+
+
+def columns_read(trace: Callable[[Params, SampleBatch], Any], batch: SampleBatch, params: Params) -> frozenset[str]:
     """Names of the columns that `trace(params, batch)` reads, found without computing anything.
 
     Args:
@@ -120,3 +133,87 @@ def columns_read(trace: Any, batch: SampleBatch, params: Params) -> frozenset[st
     reads: set[str] = set()
     jax.eval_shape(lambda p, b: trace(p, b.recording(reads)), params, batch)
     return frozenset(reads)
+
+
+def loss_columns(
+    losses: Iterable[Any], state: TrainState, batch: SampleBatch, make_context: Callable[[TrainState, Any], Any]
+) -> frozenset[str]:
+    """Columns that loss functions read.
+
+    Args:
+        losses: loss functions; None among them is passed over.
+        state: an abstract train state.
+        batch: an abstract batch with every column there is.
+        make_context: `(train_state, key) -> LossContext`.
+
+    Raises:
+        LossError: a loss reads a column or a coeff that does not exist, or returns no scalar.
+    """
+    reads: frozenset[str] = frozenset()
+    for loss_fn in losses:
+        if loss_fn is None:
+            continue
+
+        def trace(params: Params, batch: SampleBatch, loss_fn: Any = loss_fn) -> Any:
+            traced = concrete(state, params)
+            return call_loss(loss_fn, params, batch, make_context(traced, traced.key))
+
+        try:
+            reads |= columns_read(trace, batch, state.params)
+        except KeyError as error:
+            if isinstance(error, LossError):
+                raise
+            raise LossError(
+                f"a loss function looked up {error}, which is not there. If that is a coeff, ctx.coeffs has "
+                f"{sorted(state.coeffs)}: give it a default with losses.term(fn, name=...) or coeffs_fn."
+            ) from error
+    return reads
+
+
+def concrete(state: TrainState, params: Params) -> TrainState:
+    """An abstract train state with `params` and zeros in it, for a function to be traced on."""
+    target = None if state.target_params is None else params
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        target_params=target,
+        opt_state=(),
+        coeffs={name: jnp.zeros(()) for name in state.coeffs},
+        key=jax.random.key(0),
+    )
+
+
+def hook_columns(
+    hook: Callable[[TrainState, SampleBatch], Any],
+    state: TrainState,
+    fragment: SampleBatch,
+    *,
+    time_major: bool,
+    where: str,
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """Columns that a postprocess hook returns, as abstract values, and the names of those that it reads.
+
+    Args:
+        hook: `(train_state, fragment) -> batch`.
+        state: an abstract train state.
+        fragment: an abstract time-major fragment, as samplers fill it.
+        time_major: the layout that is wanted.
+        where: for the message.
+
+    Raises:
+        LossError: the hook returns no SampleBatch.
+    """
+    reads: set[str] = set()
+
+    def run(params: Params, fragment: SampleBatch) -> SampleBatch:
+        filled = hook(concrete(state, params), fragment.recording(reads))
+        if not isinstance(filled, SampleBatch):
+            raise LossError(
+                f"{where}: postprocess_fn should return a SampleBatch, got {type(filled).__name__}; return "
+                "batch.with_columns(name=values)."
+            )
+        return filled if time_major else filled.flatten()
+
+    filled = jax.eval_shape(run, state.params, fragment)
+    structural = {"state_in", "last_obs", "final_obs", "final_index"}
+    return {name: filled[name] for name in filled if name not in structural}, frozenset(reads)
