@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ class TrialView(NamedTuple):
         status: Tune's: PENDING, RUNNING, PAUSED, TERMINATED, ERROR; or INTERRUPTED.
         result: its last result; empty before the first.
         directory: its results directory, or None.
-        error: why it failed, in one line; empty where it did not.
+        error: why it failed; empty where it did not.
     """
 
     name: str
@@ -161,11 +162,13 @@ def _view(trial: Any) -> TrialView:
 
 
 def _error_line(file: str | None) -> str:
+    """The message at the end of a traceback, which may have several lines."""
     try:
-        lines = pathlib.Path(file or "").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        text = pathlib.Path(file or "").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return "it left no message"
-    return lines[-1].strip() if lines else "it left no message"
+        text = ""
+    starts = list(re.finditer(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt)\b", text, re.MULTILINE))
+    return text[starts[-1].start() :] if starts else "it left no message"
 
 
 def _grids(config: Any) -> Any:

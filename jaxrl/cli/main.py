@@ -23,16 +23,21 @@ app.command("list")(list.list_algorithms)
 app.command("config")(config.config)
 
 
-@app.callback()
-def common(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Reinforcement learning as pure functions in JAX."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         import importlib.metadata
 
         typer.echo(f"jaxrl {importlib.metadata.version('jaxrl')}")
         raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Reinforcement learning as pure functions in JAX."""
 
 
 def main() -> None:

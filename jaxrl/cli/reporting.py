@@ -26,6 +26,7 @@ def quieten(verbosity: int) -> None:
     """
     if verbosity == 0:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Without it Ray warns at length that a default will change, to this.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -34,6 +35,8 @@ def quieten(verbosity: int) -> None:
     level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(level)
+    # Tune logs the traceback of a trial that fails; what failed is reported at the end, in one line.
+    logging.getLogger("ray.tune").setLevel(level if verbosity else logging.CRITICAL)
     if verbosity:
         logging.basicConfig(level=level)
 

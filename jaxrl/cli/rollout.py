@@ -129,6 +129,9 @@ def _player(trainer: Any, render: bool | None, video_dir: pathlib.Path | None, *
     from jaxrl.trainers.episodes import Player
     from jaxrl.types import ConfigError
 
+    if not has_display():
+        # Environments that draw with SDL would complain that there is no screen.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if video_dir is not None:
         return Player(trainer, render_mode="rgb_array", **options)
     if render or (render is None and has_display()):

@@ -6,13 +6,14 @@ import base64
 import contextlib
 import os
 import pathlib
+import subprocess
 import tempfile
 from typing import Any
 
 import numpy as np
 
 from jaxrl.trainers.episodes import PlayedEpisode, Player
-from jaxrl.types import ConfigError, EnvError
+from jaxrl.types import ConfigError, EnvError, JaxrlError
 
 
 class VideoWriter:
@@ -27,11 +28,11 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], frames_per_second: int = 30) -> None:
-        self._ffmpeg = _ffmpeg()
-        self.path = pathlib.Path(path).expanduser()
+        self._exe = _ffmpeg()
+        self.path = pathlib.Path(path).expanduser().absolute()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fps = frames_per_second
-        self._sink: Any = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._shape: tuple[int, ...] = ()
 
     def add(self, env: Any) -> None:
@@ -41,22 +42,42 @@ class VideoWriter:
             raise EnvError(f"env.render(): expected an RGB image [height, width, 3], got shape {frame.shape}")
         # H.264 wants even sides; a missing row or column is invisible.
         frame = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2], dtype=np.uint8)
-        if self._sink is None:
+        if self._process is None:
             self._shape = frame.shape
-            size = (frame.shape[1], frame.shape[0])
-            self._sink = self._ffmpeg.write_frames(
-                str(self.path), size, fps=self._fps, macro_block_size=2, ffmpeg_log_level="error"
-            )
-            self._sink.send(None)
+            self._process = self._start(frame.shape[1], frame.shape[0])
         if frame.shape != self._shape:
             raise EnvError(f"env.render(): expected frames of shape {self._shape} as the first, got {frame.shape}")
-        self._sink.send(frame)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(frame.data)
+        except BrokenPipeError:
+            self.close()
 
     def close(self) -> None:
-        """Ends the file."""
-        if self._sink is not None:
-            self._sink.close()
-            self._sink = None
+        """Ends the file.
+
+        Raises:
+            JaxrlError: ffmpeg could not write it; with its message.
+        """
+        process, self._process = self._process, None
+        if process is None:
+            return
+        _, errors = process.communicate()
+        if process.returncode != 0:
+            raise JaxrlError(f"{self.path}: ffmpeg could not write it: {errors.decode(errors='replace').strip()}")
+
+    def _start(self, width: int, height: int) -> subprocess.Popen[bytes]:
+        source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(self._fps), "-i", "-"]
+        target = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-movflags", "+faststart", str(self.path)]
+        # Not imageio's own writer: it forks this process, which JAX's threads may not survive. In a process group of
+        # its own, ffmpeg is not ended by Ctrl-C before its file is.
+        return subprocess.Popen(
+            [self._exe, "-y", "-v", "error", *source, *target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            process_group=0,
+        )
 
 
 class Video:
@@ -115,9 +136,9 @@ def record_video(
     return Video(writer.path, episode)
 
 
-def _ffmpeg() -> Any:
+def _ffmpeg() -> str:
     try:
         import imageio_ffmpeg
     except ModuleNotFoundError as error:
         raise ConfigError("videos need imageio-ffmpeg: pip install 'jaxrl[notebook]'") from error
-    return imageio_ffmpeg
+    return imageio_ffmpeg.get_ffmpeg_exe()

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxrl.trainers.curves import align, draw, moving_mean, new_figure
+from jaxrl.trainers.curves import CurveFigure, align, draw, moving_mean, new_figure
 from jaxrl.trainers.history import History, value_at
 from jaxrl.trainers.run_groups import find_groups
 from jaxrl.types import JaxrlError
@@ -102,7 +102,7 @@ def test_a_curve_is_drawn_and_saved(tmp_path):
     assert np.asarray(line.get_ydata()).tolist() == [1, 3, 5]
     path = history.save_plot(tmp_path / "new" / "curve.png", smooth=2)
     assert path.read_bytes().startswith(b"\x89PNG")
-    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert isinstance(figure, CurveFigure) and figure._repr_png_().startswith(b"\x89PNG")
 
 
 def test_it_draws_into_given_axes_and_pyplot_keeps_nothing():
