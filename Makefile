@@ -5,9 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RESULTS := results
+PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-learning lint format typecheck notebooks check bench clean
+.PHONY: help venv train test test-learning lint format typecheck notebooks check bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +52,15 @@ check: lint typecheck test notebooks ## all of it
 bench: $(STAMP) ## measure speed (see benchmarks/README.md)
 	$(BIN)/python benchmarks/run.py
 
+# torch first and alone: a CPU build of it serves, and must not be replaced while the others are resolved.
+bench-peers: $(PEERS)/.installed ## set up .venv-peers, the libraries that bench compares with
+
+$(PEERS)/.installed: benchmarks/requirements-peers.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 clean: ## remove everything that was made, .venv included
-	rm -rf $(VENV) $(RESULTS) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(RESULTS) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
