@@ -273,10 +273,10 @@ def unknown_column(name: str, columns: Mapping[str, PyTree]) -> UnknownColumnErr
     elif name == "dones":
         text += "; dones is derived from terminateds and truncateds, which both must be there"
     elif near := difflib.get_close_matches(str(name), known, n=1):
-        text += f"; did you mean {near[0]!r}?"
+        text += f"; did you mean {near[0]!r}"
     elif name in COLUMNS:
         text += f" ({COLUMNS[name]}); nothing has filled it yet"
-    return UnknownColumnError(f"{text}. It has: {', '.join(known)}")
+    return UnknownColumnError(f"{text}{'?' if 'did you mean' in text else '.'} It has: {', '.join(known)}")
 
 
 def check_same_names(batches: Iterable[Mapping[str, PyTree]]) -> None:

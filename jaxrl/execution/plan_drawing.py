@@ -154,7 +154,8 @@ def _box(node: Node, place: _Place) -> str:
     second = how + (f" · {detail}" if detail else "")
     parts.append(_text(left, place.y + 36, _fit(second, inner, 11), 11, "#5b6676"))
     if node.items_out:
-        third = f"{node.items_out:,} items · {format_rate(rate(node))}/s · {format_seconds(node.seconds)}"
+        count = f"{node.items_out:,} item{'s' * (node.items_out != 1)}"
+        third = f"{count} · {format_rate(rate(node))}/s · {format_seconds(node.seconds)}"
     else:
         third = "no items yet"
     parts.append(_text(left, place.y + 52, _fit(third, inner, 11), 11, ink))

@@ -80,10 +80,13 @@ def format_seconds(value: float) -> str:
 
 
 def summarise(item: Any, depth: int = 0) -> str:
-    """An item in a few words: arrays by dtype and shape, containers by their first entries, the rest by its repr."""
+    """An item in a few words: arrays and batches by their shapes, containers by their first entries, the rest by repr."""
     shape, dtype = getattr(item, "shape", None), getattr(item, "dtype", None)
     if shape is not None and dtype is not None:
         text = f"{dtype}[{', '.join(map(str, shape))}]"
+    elif isinstance(item, Mapping) and isinstance(shape, tuple):
+        columns = f"{len(item)} column{'s' * (len(item) != 1)}"
+        text = f"{type(item).__name__}[{', '.join(map(str, shape))}] of {columns}"
     elif isinstance(item, Mapping):
         text = _container(type(item).__name__, item, lambda key: f"{key}: {summarise(item[key], depth + 1)}", depth)
     elif isinstance(item, list | tuple):
@@ -188,6 +191,10 @@ class Trace:
         step = next(self._steps)
         self._shown.append(step)
         return step
+
+    def __repr__(self) -> str:
+        steps = f"{len(self._shown)} step{'s' * (len(self._shown) != 1)}"
+        return f"<Trace, {steps} so far; loop over it to see them>"
 
     def _repr_html_(self) -> str:
         for _ in self:

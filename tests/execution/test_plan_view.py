@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from jaxrl.data import SampleBatch
 from jaxrl.execution.iterators import LocalIterator, Operator
 from jaxrl.execution.parallel import from_range
 from jaxrl.execution.plan_view import format_rate, format_seconds, summarise
@@ -96,7 +97,16 @@ def test_boxes_do_not_overlap():
 def test_items_in_a_few_words():
     assert summarise(np.zeros((2, 3), np.float32)) == "float32[2, 3]"
     assert summarise({"obs": np.zeros(4), "n": 1}) == "dict(2: obs: float64[4], n: 1)"
+    batch = SampleBatch({"obs": np.zeros((3, 2, 4), np.float32), "rewards": np.zeros((3, 2), np.float32)})
+    assert summarise([batch]) == "list(1: SampleBatch[3, 2] of 2 columns)"
     assert summarise([]) == "list(0)" and summarise([[[1]]]) == "list(1: list(1: list(1)))"
     assert len(summarise("x" * 1000)) <= 64
     assert [format_rate(x) for x in (0.123, 12.34, 1234, 2.5e6)] == ["0.123", "12.3", "1.23k", "2.5M"]
     assert [format_seconds(x) for x in (2.5, 0.0123, 4.2e-6)] == ["2.5 s", "12.3 ms", "4.2 us"]
+
+
+def test_a_trace_says_what_it_is_without_running():
+    plan = LocalIterator.from_items([1, 2])
+    trace = plan.trace()
+    assert repr(trace) == "<Trace, 0 steps so far; loop over it to see them>"
+    assert len(list(trace)) == 1 and "1 step so far" in repr(trace)
