@@ -194,6 +194,7 @@ class AgentRows:
         columns["final_obs"], columns["final_index"] = self._final_rows(steps)
         columns["rewards"] = clip_rewards(columns["rewards"], clip)
         columns["mask"] = mask
+        columns["t"][~mask] = -1  # t == 0 resets a model's state, which an absent agent keeps
         columns["unroll_id"] = np.full(mask.shape, unroll, np.int32)
         agents = {agent: n for n, agent in enumerate(dict.fromkeys(slot.agent_id for slot in self.slots))}
         index = np.array([agents[slot.agent_id] for slot in self.slots], np.int32)
