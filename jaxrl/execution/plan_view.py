@@ -80,7 +80,7 @@ def format_seconds(value: float) -> str:
 
 
 def summarise(item: Any, depth: int = 0) -> str:
-    """An item in a few words: arrays and batches by their shapes, containers by their first entries, the rest by repr."""
+    """An item in a few words: arrays and batches by shape, containers by their first entries, the rest by its repr."""
     shape, dtype = getattr(item, "shape", None), getattr(item, "dtype", None)
     if shape is not None and dtype is not None:
         text = f"{dtype}[{', '.join(map(str, shape))}]"
@@ -127,13 +127,18 @@ class TraceStep(NamedTuple):
 
 def steps_table(steps: list[TraceStep]) -> str:
     """HTML table of the steps, one a row."""
-    cell = "padding:2px 10px;text-align:left;font-family:monospace;white-space:nowrap"
+    # What went in and out may be long: those columns wrap, so that the table stays on the page.
+    cell = "padding:2px 10px;text-align:left;font-family:monospace"
+    narrow = f"{cell};white-space:nowrap"
     head = "".join(f'<th style="{cell}">{name}</th>' for name in ("", "node", "kind", "in", "out", "time"))
     rows = []
     for step in steps:
         values = (step.number, step.node, step.kind, step.input, step.output, format_seconds(step.seconds))
         faint = ";color:#888" if step.output.startswith("(") else ""
-        cells = "".join(f'<td style="{cell}{faint}">{escape(str(value))}</td>' for value in values)
+        styles = (narrow, narrow, narrow, cell, cell, narrow)
+        cells = "".join(
+            f'<td style="{style}{faint}">{escape(str(value))}</td>' for style, value in zip(styles, values, strict=True)
+        )
         rows.append(f"<tr>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
