@@ -49,7 +49,7 @@ def measure(options: Options) -> Row:
         text = f"{cache} cache {ours:.1f} s"
         if rival:
             theirs = statistics.median(training[rival])
-            figures[f"ratio_{cache}"] = ratio = ours / theirs if math.isfinite(theirs) else math.nan
+            figures[f"ratio_{cache}"] = ratio = ours / theirs
             figures[f"process_ratio_{cache}"] = whole / statistics.median(process[rival])
             text += f" = {ratio:.2f} x {rival} ({theirs:.1f} s)"
             met = ratio <= TARGET if met is None else met and ratio <= TARGET
