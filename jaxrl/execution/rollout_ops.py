@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
-from jaxrl.data import MultiAgentBatch, SampleBatch, as_multi_agent
+from jaxrl.data import MultiAgentBatch, SampleBatch, as_multi_agent, concat_batches
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator, Operator
 from jaxrl.execution.parallel import ParallelIterator, from_actors
@@ -57,16 +57,7 @@ def ParallelRollouts(
 
 
 def _join(state: Any, batches: Sequence[Batch]) -> tuple[Any, Batch]:
-    return state, concat(batches)
-
-
-def concat(batches: Sequence[Batch]) -> Batch:
-    """Joins batches of one kind: all SampleBatch or all MultiAgentBatch."""
-    if len(batches) == 1:
-        return batches[0]
-    if any(isinstance(batch, MultiAgentBatch) for batch in batches):
-        return MultiAgentBatch.concat([as_multi_agent(batch) for batch in batches])
-    return SampleBatch.concat([batch for batch in batches if isinstance(batch, SampleBatch)])
+    return state, concat_batches(batches)
 
 
 def CountSampled(ctx: PlanContext) -> Operator:
@@ -112,7 +103,7 @@ def ConcatBatches(min_batch_size: int) -> Operator:
         pending = [*pending, batch]
         if sum(batch_steps(b) for b in pending) < min_batch_size:
             return pending, []
-        return [], [concat(pending)]
+        return [], [concat_batches(pending)]
 
     return Operator(f"ConcatBatches({min_batch_size})", apply, init=list)
 
@@ -141,8 +132,8 @@ def SelectExperiences(policy_ids: Sequence[PolicyID]) -> Operator:
     """Keeps the batches of `policy_ids` in multi-agent batches; SampleBatches pass.
 
     Examples:
-        >>> next(rollouts.for_each(SelectExperiences(["learner"]))).keys()
-        KeysView({'learner'})
+        >>> list(next(rollouts.for_each(SelectExperiences(["learner"]))))
+        ['learner']
     """
     chosen = tuple(policy_ids)
 

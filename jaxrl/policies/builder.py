@@ -196,9 +196,10 @@ class PolicyBuilder:
     def requirements(self) -> tuple[frozenset[str], frozenset[str]]:
         """Columns that the loss reads, and those that the postprocess hook reads."""
         factory, config = self.factory, self.config
+        if isinstance(factory.loss_fn, Mapping):  # before an optimiser is made for each group
+            params = jax.eval_shape(self.model.init, jax.random.key(0))
+            check_groups(factory.loss_fn, params, f"policy {factory.name!r}")
         abstract = jax.eval_shape(self.init, jax.random.key(0))
-        if isinstance(factory.loss_fn, Mapping):
-            check_groups(factory.loss_fn, abstract.params, f"policy {factory.name!r}")
         losses = factory.loss_fn.values() if isinstance(factory.loss_fn, Mapping) else [factory.loss_fn]
         state = jax.eval_shape(lambda: self.model.initial_state(2))
         time_major = self.recurrent or config.sgd_minibatch_size == 0
@@ -237,7 +238,8 @@ class PolicyBuilder:
         act = functools.partial(self.act, explore=True)
         out = jax.eval_shape(act, state.weights, inputs, carry, state.key)
         if out.logp is None:
-            kind = self.config.exploration_config.get("type")
+            made_by = self.factory.exploration_fn
+            kind = self.config.exploration_config.get("type") if made_by is None else made_by.__name__
             raise ConfigError(
                 f"policy {self.factory.name!r}: its loss reads action_logp, but the exploration {kind!r} does not draw "
                 "from the policy's distribution and returns no log-probability; use StochasticSampling, or return it "

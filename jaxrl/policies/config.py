@@ -15,8 +15,8 @@ from jaxrl.schedules import Coeff
 class PolicyConfig:
     """Options of a policy. Numbers marked traced are coeffs: changing one never recompiles."""
 
-    gamma: float = option(0.99, "Discount factor.")
-    lambda_: float = option(1.0, "GAE's lambda: 1 is return minus value, 0 the one-step TD error.")
+    gamma: float = option(0.99, "Discount factor.", low=0, high=1)
+    lambda_: float = option(1.0, "GAE's lambda: 1 is return minus value, 0 the one-step TD error.", low=0, high=1)
     use_gae: bool = option(True, "Advantages by GAE; False: discounted return minus value.")
     use_critic: bool = option(True, "Use the value function as a baseline and to bootstrap.")
     lr: Coeff = option(1e-4, "Learning rate, or a schedule [[t, value], ...].", traced=True)
@@ -24,9 +24,9 @@ class PolicyConfig:
     optimizer: str | Mapping[str, Any] = option(
         "adam", "Name of an optax optimiser, or {'type': name, **arguments}; the learning rate comes from lr."
     )
-    grad_clip: float | None = option(None, "Clip the gradients' global norm to this; None: no clipping.")
-    num_sgd_iter: int = option(1, "Epochs over each train batch.")
-    sgd_minibatch_size: int = option(0, "Rows of a minibatch; 0: the whole train batch.")
+    grad_clip: float | None = option(None, "Clip the gradients' global norm to this; None: no clipping.", low=0)
+    num_sgd_iter: int = option(1, "Epochs over each train batch.", low=1)
+    sgd_minibatch_size: int = option(0, "Rows of a minibatch; 0: the whole train batch.", low=0)
     shuffle_sequences: bool = option(True, "Shuffle rows (recurrent policies: sequences) in each epoch.")
     explore: bool = option(True, "Sample actions; False: take the distribution's mode.")
     exploration_config: Mapping[str, Any] = option(
