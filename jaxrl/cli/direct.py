@@ -217,7 +217,7 @@ def summary(history: History) -> str:
     steps, seconds = value_at(last, "timesteps_total"), value_at(last, "time_total_s")
     compiling = sum(value for value in history.column("compile_time_s") if value == value)
     lines = [
-        f"{history.name}: {int(value_at(last, 'training_iteration'))} iterations, {steps:,.0f} env steps, "
+        f"{history.name}: iteration {int(value_at(last, 'training_iteration'))}, {steps:,.0f} env steps, "
         f"{seconds:,.1f} s of training ({compiling:.1f} s of it compiling)"
     ]
     rewards = [(value, result) for value, result in zip(history.column("episode_reward_mean"), history, strict=True)]

@@ -30,6 +30,8 @@ def quieten(verbosity: int) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Without it Ray warns at length that a default will change, to this.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Ray forks as it starts, after JAX has; what it forks runs another program at once.
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
     level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbosity, 2)]

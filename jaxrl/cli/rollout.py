@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import sys
 from collections.abc import Mapping
 from typing import IO, Annotated, Any
 
@@ -126,12 +124,9 @@ def _play(
 
 
 def _player(trainer: Any, render: bool | None, video_dir: pathlib.Path | None, **options: Any) -> Any:
-    from jaxrl.trainers.episodes import Player
+    from jaxrl.trainers.episodes import Player, has_display
     from jaxrl.types import ConfigError
 
-    if not has_display():
-        # Environments that draw with SDL would complain that there is no screen.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     if video_dir is not None:
         return Player(trainer, render_mode="rgb_array", **options)
     if render or (render is None and has_display()):
@@ -142,13 +137,6 @@ def _player(trainer: Any, render: bool | None, video_dir: pathlib.Path | None, *
                 raise
             say("This environment shows no window; playing without.")
     return Player(trainer, **options)
-
-
-def has_display() -> bool:
-    """Whether a window can be shown."""
-    if sys.platform in ("darwin", "win32"):
-        return True
-    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def describe(number: int, episode: Any) -> str:

@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 from jaxrl.trainers.history import History, value_at
 
-# How a display names what it shows, in this order; the last number is the decimals.
+# How a display names what it shows, in this order; the last number is the decimals. Times are in seconds.
 _COLUMNS = (
-    ("iteration", "training_iteration", 0),
+    ("iter", "training_iteration", 0),
     ("env steps", "timesteps_total", 0),
-    ("reward mean", "episode_reward_mean", 1),
+    ("reward", "episode_reward_mean", 1),
     ("min", "episode_reward_min", 1),
     ("max", "episode_reward_max", 1),
     ("length", "episode_len_mean", 1),
     ("steps/s", "env_steps_per_s", 0),
-    ("seconds", "time_total_s", 1),
-    ("compiling", "compile_time_s", 1),
+    ("time", "time_total_s", 1),
+    ("compile", "compile_time_s", 1),
 )
 _ROWS = 12
 _SECONDS = 1.0
@@ -90,6 +90,7 @@ def notebook_display() -> Display:
     def close(history: History) -> None:
         if history:
             show(history)
+            history.mark_shown()
 
     return Display(update, print, close)
 
@@ -156,7 +157,7 @@ def format_line(result: Mapping[str, Any]) -> str:
 
     Example:
         >>> format_line({"training_iteration": 3, "timesteps_total": 12000, "episode_reward_mean": 42.0})
-        'iteration 3  env steps 12,000  reward mean 42.0'
+        'iter 3  env steps 12,000  reward 42.0'
     """
     return "  ".join(f"{title} {text}" for title, text in zip(_titles(), _cells(result), strict=True) if text != "-")
 
@@ -167,13 +168,13 @@ def _titles() -> list[str]:
 
 def _cells(result: Mapping[str, Any]) -> list[str]:
     values = [(value_at(result, key), decimals) for _, key, decimals in _COLUMNS]
-    return [f"{value:,.{decimals}f}" if math.isfinite(value) else "-" for value, decimals in values]
+    return [f"{v:,.{d if abs(v) < 1000 else 0}f}" if math.isfinite(v) else "-" for v, d in values]
 
 
 def _table(history: History, title: str) -> Any:
     from rich.table import Table
 
-    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
     for name in _titles():
         table.add_column(name, justify="right", no_wrap=True)
     for result in history[-_ROWS:]:

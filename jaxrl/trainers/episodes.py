@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -72,7 +74,7 @@ class Player:
         seed: int | None = None,
         keep_steps: bool = False,
     ) -> None:
-        options = evaluation_options(trainer)
+        options = evaluation_options(trainer.options)
         self.trainer = trainer
         self.horizon: int | None = options.horizon
         self.explore = options.explore if explore is None else explore
@@ -80,6 +82,9 @@ class Player:
         self._mapping = options.multiagent.policy_mapping_fn
         self._seed: int | None = options.seed if seed is None else seed
         extra = {} if render_mode is None else {"render_mode": render_mode}
+        if render_mode is not None and not has_display():
+            # Environments that draw with SDL would complain that there is no screen.
+            os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         context = EnvContext({**options.env_config, **extra})
         self._runner = _make_runner(options.env, context)
         self.env = self._runner.env if isinstance(self._runner, MultiAgentRunner) else self._runner
@@ -165,6 +170,13 @@ class Player:
             rewards = {agent: float(reward) for agent, reward in out.rewards.items()}
             step = Step(obs, actions, rewards, dict(out.terminateds), dict(out.truncateds))
             yield step, dict(out.obs), out.terminated or out.truncated
+
+
+def has_display() -> bool:
+    """Whether a window can be shown."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 class _Agent:

@@ -94,10 +94,10 @@ def train_until(
                 history.note = f"Stopped: {met} is {value_at(result, met):g}, at least {stop[met]:g}."
                 break
             if interrupted() is not None:
-                history.note = f"Interrupted after {len(history)} iterations."
+                history.note = f"Interrupted after {_iterations(len(history))}."
                 break
     except KeyboardInterrupt:
-        history.note = f"Interrupted within an iteration, after {len(history)} whole ones."
+        history.note = f"Interrupted within an iteration, after {_iterations(len(history))} in full."
     finally:
         display.close(history)
     if history.note:
@@ -146,3 +146,7 @@ def _check_keys(stop: Mapping[str, float], result: Mapping[str, Any]) -> None:
                 f"stop: results have no {key!r}{did_you_mean(key, known) or '.'} It would never stop there; there are: "
                 f"{', '.join(name for name in known if not name.startswith(('config/', 'hist_stats/')))}"
             )
+
+
+def _iterations(count: int) -> str:
+    return f"{count} iteration{'s' * (count != 1)}"

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
 
@@ -58,6 +59,7 @@ class History(Sequence[Mapping[str, Any]]):
         self.name = name
         self.note = note
         self._more = tuple(more)
+        self._shown_in: int | None = None
 
     @overload
     def __getitem__(self, index: int) -> Mapping[str, Any]: ...
@@ -179,7 +181,13 @@ class History(Sequence[Mapping[str, Any]]):
         rows = [f"  {title}: {text}" for title, text in self._summary()]
         return "\n".join([label, *rows, *([f"  {self.note}"] if self.note else [])])
 
+    def mark_shown(self) -> None:
+        """Says that this notebook cell shows the history already, so that it is not shown twice as the cell's value."""
+        self._shown_in = _cell_number()
+
     def _repr_html_(self) -> str:
+        if self._shown_in is not None and self._shown_in == _cell_number():
+            return ""
         image = ""
         if any(math.isfinite(value) for value in self.column("episode_reward_mean")):
             png = io.BytesIO()
@@ -202,6 +210,12 @@ class History(Sequence[Mapping[str, Any]]):
         found = [(title, value_at(self[-1], key)) for key, title in _TABLE_KEYS]
         return [(title, f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.1f}")
                 for title, value in found if math.isfinite(value)]  # fmt: skip
+
+
+def _cell_number() -> int | None:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return None if shell is None else shell.execution_count
 
 
 def value_at(result: Mapping[str, Any], key: str) -> float:

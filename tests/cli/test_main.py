@@ -109,7 +109,7 @@ PG = ["train", "--run", "PG", "--env", "CartPole-v1", *SMALL]
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_process_of_its_own(tmp_path):
-    code, output = start(tmp_path, *PG, signal_at="iteration ", number=signal.SIGINT)
+    code, output = start(tmp_path, *PG, signal_at="iter ", number=signal.SIGINT)
     assert code == 130, output
     assert "No --stop was given" in output and "Ending after this iteration" in output
     assert list(tmp_path.glob("results/default/PG_CartPole-v1_*/checkpoint_*/metadata.json"))
@@ -132,7 +132,7 @@ def test_workers_are_driven_directly_and_end(tmp_path):
 def test_a_grid_runs_on_tune_is_interrupted_and_resumes(tmp_path):
     words = [*PG, "--config", '{"lr": {"grid_search": [0.001, 0.01]}}', "--experiment-name", "grid"]
     words += ["--set", "num_cpus_for_driver=0.2", "--stop", "training_iteration=100000"]
-    code, output = start(tmp_path, *words, signal_at="iteration 1", number=signal.SIGINT)
+    code, output = start(tmp_path, *words, signal_at="iter 1", number=signal.SIGINT)
     assert code == 130, output
     directory = tmp_path / "results" / "grid"
     record = json.loads((directory / "run.json").read_text())
@@ -141,7 +141,7 @@ def test_a_grid_runs_on_tune_is_interrupted_and_resumes(tmp_path):
     assert before and all(checkpoints for _, checkpoints in before.values())
     resumed = ["train", "--resume", "--experiment-name", "grid"]
     begun = time.monotonic()
-    code, output = start(tmp_path, *resumed, signal_at=": iteration ", number=signal.SIGINT)
+    code, output = start(tmp_path, *resumed, signal_at=": iter ", number=signal.SIGINT)
     assert code == 130 and "Resuming" in output, output
     after = trials(directory)
     assert set(before) <= set(after) and time.monotonic() - begun < 120

@@ -50,7 +50,7 @@ def test_it_trains_and_leaves_results_and_checkpoints(train, tmp_path):
     assert read_record(run / "run.json").status == "done"
     assert f"Results:    {run}" in result.output
     assert f"Checkpoint: {run / 'checkpoint_000003'}" in result.output
-    assert "3 iterations, 192 env steps" in result.output
+    assert "iteration 3, 192 env steps" in result.output
     assert "Stopped: training_iteration is 3, at least 3." in result.output
 
 

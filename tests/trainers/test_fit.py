@@ -45,7 +45,7 @@ def test_it_trains_for_so_many_iterations(capsys):
     assert [result["training_iteration"] for result in history] == [1, 2, 3]
     assert history.name == "PPO on CartPole-v1" and history.note == ""
     out = capsys.readouterr().out.splitlines()
-    assert out[0].startswith("iteration 1  env steps 100") and out[-1].startswith("iteration 3  env steps 300")
+    assert out[0].startswith("iter 1  env steps 100") and out[-1].startswith("iter 3  env steps 300")
 
 
 def test_more_iterations_follow():
@@ -186,7 +186,7 @@ def test_lines_come_at_most_every_second_but_the_last_one_always(monkeypatch):
         display.update(history)
     display.close(history)
     assert [line.split()[1] for line in written] == ["1", "4", "5"]
-    assert written[0] == "iteration 1  env steps 1,000  reward mean 1.2"
+    assert written[0] == "iter 1  env steps 1,000  reward 1.2"
 
 
 def test_a_terminal_gets_a_table():
@@ -197,7 +197,7 @@ def test_a_terminal_gets_a_table():
     display.note("a note")
     display.close(history)
     page = text.getvalue()
-    assert "PPO on CartPole-v1" in page and "reward mean" in page and "29,000" in page and "a note" in page
+    assert "PPO on CartPole-v1" in page and "reward" in page and "29,000" in page and "a note" in page
     assert " 2,000" not in page
 
 
