@@ -111,21 +111,29 @@ class ResultWriter:
         append_text(path, _csv_text(self._columns, [row], header=False))
 
     def _write_events(self, flat: Mapping[str, Any]) -> None:
-        if self._events is None:
-            # Importing it takes a while, and a trainer that is never trained needs none of it.
-            from tensorboardX import SummaryWriter
+        # Importing it takes a while, and a trainer that is never trained needs none of it.
+        from tensorboardX import FileWriter
+        from tensorboardX.summary import histogram, scalar
 
-            self._events = SummaryWriter(str(self.directory), flush_secs=5)
-        step = int(flat.get("timesteps_total") or flat.get("training_iteration") or 0)
+        if self._events is None:
+            self._events = FileWriter(str(self.directory), flush_secs=5)
+        summaries = []
         for key, value in flat.items():
             if key.partition("/")[0] in _NO_CURVES:
                 continue
             if isinstance(value, (list, tuple, np.ndarray)):
                 numbers = [float(item) for item in np.ravel(np.asarray(value, dtype=object)) if is_finite(item)]
                 if numbers:
-                    self._events.add_histogram(key, np.asarray(numbers), step)
+                    summaries.append(histogram(key, np.asarray(numbers), bins=30))
             elif is_finite(value):
-                self._events.add_scalar(key, float(value), step)
+                summaries.append(scalar(key, float(value)))
+        if summaries:
+            # One event for all of them: each one put into the writer's queue takes a while.
+            event = summaries[0]
+            for summary in summaries[1:]:
+                event.MergeFrom(summary)
+            step = int(flat.get("timesteps_total") or flat.get("training_iteration") or 0)
+            self._events.add_summary(event, step)
 
 
 def flatten(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
