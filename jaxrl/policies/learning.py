@@ -91,8 +91,7 @@ def _minibatch_epochs(
     count = -(-n // size)
     mask = batch.get("mask")
     present = mask.any(axis=0) if by_columns and mask is not None else mask
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-    order = _orders(key, n, present, config.num_sgd_iter, config.shuffle_sequences)
+    order = _orders(order_key(state), n, present, config.num_sgd_iter, config.shuffle_sequences)
     padded = count * size != n
     index = jnp.pad(order, ((0, 0), (0, count * size - n)), mode="edge").reshape(-1, size)
     valid = jnp.tile((jnp.arange(count * size) < n).reshape(count, size), (config.num_sgd_iter, 1))
@@ -122,6 +121,11 @@ def _minibatch_epochs(
     place = jnp.where(valid[-count:], index[-count:], n)
     rows = {name: _scatter(value[-count:], place, n, axis) for name, value in rows.items()}
     return state, LearnOutput(packed.summary(count, taken), rows)
+
+
+def order_key(state: TrainState) -> Array:
+    """The key that the next epochs' orders are drawn with; losses get those of the numbers below 2**31."""
+    return jax.random.fold_in(state.key, state.step.astype(jnp.uint32) + jnp.uint32(2**31))
 
 
 def _spread(batch: SampleBatch, axis: int) -> SampleBatch:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl import LearnOutput, build_policy, losses
-from jaxrl.policies.learning import _orders
+from jaxrl.policies.learning import _orders, order_key
 
 LR = 0.1
 
@@ -54,8 +54,7 @@ def orders_of(state, n, epochs, present=None, shuffle=True):
 
 @functools.partial(jax.jit, static_argnums=(1, 3, 4))
 def draw_orders(state, n, present, epochs, shuffle):
-    key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-    return _orders(key, n, present, epochs, shuffle)
+    return _orders(order_key(state), n, present, epochs, shuffle)
 
 
 class TestOracles:
