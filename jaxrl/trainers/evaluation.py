@@ -10,31 +10,34 @@ from jaxrl.rollout import WorkerSet
 from jaxrl.types import ConfigError
 
 
-def evaluation_options(trainer: Any) -> Any:
+def evaluation_options(options: Any) -> Any:
     """The options of evaluation workers: whole episodes, `evaluation_config` merged in, another seed.
 
+    Args:
+        options: the trainer's.
+
     Raises:
-        ConfigError: `evaluation_config` has an unknown or mistyped option.
+        ConfigError: `evaluation_config` has an unknown or mistyped option, or cuts episodes.
     """
-    options = trainer.options
     defaults = {
         "batch_mode": "complete_episodes",
         "rollout_fragment_length": 1,
         "num_workers": options.evaluation_num_workers,
         "seed": (options.seed + 1_000_003) % 2**31,
     }
-    return config_lib.parse(
+    merged = config_lib.parse(
         type(options), {**defaults, **options.evaluation_config}, base=options, where="evaluation_config"
     )
+    if merged.batch_mode != "complete_episodes":
+        raise ConfigError(
+            "evaluation_config: batch_mode should stay complete_episodes; evaluation counts whole episodes."
+        )
+    return merged
 
 
 def make_evaluation_workers(trainer: Any) -> WorkerSet:
     """Workers with environments of their own, for the policies of a trainer."""
-    options = evaluation_options(trainer)
-    if options.batch_mode != "complete_episodes":
-        raise ConfigError(
-            "evaluation_config: batch_mode should stay complete_episodes; evaluation counts whole episodes."
-        )
+    options = evaluation_options(trainer.options)
     recipes = {pid: recipe._replace(config=options) for pid, recipe in trainer.recipes.items()}
     workers = WorkerSet(options, trainer.policies, recipes)
     workers.foreach_worker("freeze_filters")

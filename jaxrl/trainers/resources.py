@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ from ray import tune
 
 from jaxrl import registry
 from jaxrl.types import ConfigError
+
+# Ray takes a moment to notice that an actor has ended.
+FREE_CPUS_WITHIN_S = 20.0
 
 
 def ensure_ray(address: str | None = None) -> bool:
@@ -83,7 +87,21 @@ def with_worker_cpus(config: Any) -> Any:
             "CPUs; Ray has "
             f"{available:g}. Lower one of them, or leave num_cpus_per_worker at 'auto'."
         )
+    _wait_for_cpus(needed)
     return dataclasses.replace(config, num_cpus_per_worker=worker)
+
+
+def _wait_for_cpus(needed: float) -> None:
+    """Waits for CPUs that actors just ended give back; actors that others keep from starting would wait for ever."""
+    end = time.monotonic() + FREE_CPUS_WITHIN_S
+    while (free := ray.available_resources().get("CPU", 0.0)) < needed - 1e-6:
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"the workers ask for {needed:g} CPUs, and {free:g} of Ray's are free: other actors or tasks hold the "
+                "rest (another "
+                "trainer that was not stopped?). Stop them, lower num_workers, or set a smaller num_cpus_per_worker."
+            )
+        time.sleep(0.1)
 
 
 def placement(config: Any) -> tune.PlacementGroupFactory:

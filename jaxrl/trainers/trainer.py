@@ -129,7 +129,9 @@ class Trainer(tune.Trainable):
             raise ConfigError(f'{cls.__name__} config: no environment; set "env", e.g. {{"env": "CartPole-v1"}}.')
         options = setup.with_fragment_length(setup.with_seed(options))
         changed = cls.validate_config(options)
-        return options if changed is None else changed
+        options = options if changed is None else changed
+        evaluation.evaluation_options(options)
+        return options
 
     def step(self) -> dict[str, Any]:
         """One iteration; `train()` calls it."""
