@@ -39,6 +39,8 @@ COLUMNS: Mapping[str, str] = {
     "mask": "False where a row is padding or the agent is absent",
     "state_in": "model state at the first row, [B, ...]",
     "last_obs": "observation after the last row, [B, ...]",
+    "final_obs": "final observation of each row that ended, [K, ...]",
+    "final_index": "(t, b) of each of final_obs, int32 [K, 2]; t is FINAL_PAD in unused slots",
     "action_dist_inputs": "inputs of the action distribution under the behaviour policy",
     "action_logp": "log-probability of the action under the behaviour policy",
     "action_prob": "probability of the action under the behaviour policy",
@@ -83,7 +85,8 @@ class WorkerError(JaxrlError, RuntimeError):
 class ModelInputs(NamedTuple):
     """What a model sees.
 
-    Leading axes are `[T, B]` for recurrent models and any for feed-forward ones. Fields that the model does not read are None.
+    Leading axes are `[T, B]` for recurrent models and any for feed-forward ones. Fields that the model does not read are
+    None.
 
     Attributes:
         obs: observation pytree.
@@ -101,7 +104,7 @@ class ModelInputs(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """What a model returns: `dist_inputs [..., D]`, `value [...]`, `state` (pytree of `[B, ...]`, `()` if feed-forward)."""
+    """What a model returns: `dist_inputs [..., D]`, `value [...]`, `state` (`[B, ...]`, `()` if feed-forward)."""
 
     dist_inputs: Array
     value: Array
@@ -109,7 +112,7 @@ class ModelOutput(NamedTuple):
 
 
 class ForwardOutput(NamedTuple):
-    """What `ctx.forward(params, batch)` returns: the action distribution, values, raw inputs and the final model state."""
+    """What `ctx.forward(params, batch)` returns: the distribution, values, its raw inputs, the final model state."""
 
     dist: Any
     value: Array
@@ -138,7 +141,10 @@ class ActInputs(NamedTuple):
 
 
 class ActOutput(NamedTuple):
-    """Actions `[B, ...]`, the next carry `(model state, exploration state)` and, from exploration alone, their log-probability."""
+    """Actions `[B, ...]`, the next carry `(model state, exploration state)`, and a log-probability.
+
+    `logp [B]` comes only from explorations that do not draw from the policy's own distribution.
+    """
 
     actions: PyTree
     carry: PyTree
