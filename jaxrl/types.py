@@ -85,8 +85,8 @@ class WorkerError(JaxrlError, RuntimeError):
 class ModelInputs(NamedTuple):
     """What a model sees.
 
-    Leading axes are `[T, B]` for recurrent models and any for feed-forward ones. Fields that the model does not read are
-    None.
+    Leading axes are `[T, B]` for recurrent models and any for feed-forward ones. Fields that the model does not read
+    are None.
 
     Attributes:
         obs: observation pytree.
