@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.losses.algebra import Term, coeff, term
-from jaxrl.losses.statistics import explained_variance
+from jaxrl.losses.statistics import clamp, explained_variance
 from jaxrl.types import Array, LearnOutput, LossContext, Params
 
 
@@ -48,8 +48,9 @@ def clipped_value_error(vf_clip_param: float = 10.0) -> Term:
         value_old, target = jax.lax.stop_gradient((batch["vf_preds"], batch["value_targets"]))
         chex.assert_equal_shape([value, value_old, target])
         clip = coeff(ctx, "vf_clip_param")
-        clipped = value_old + jnp.clip(value - value_old, -clip, clip)
-        return _reduce(jnp.maximum(jnp.square(value - target), jnp.square(clipped - target)), value, target, batch)
+        error = jnp.square(value - target)
+        clipped = jnp.square(value_old + clamp(value - value_old, -clip, clip) - target)
+        return _reduce(jnp.where(error >= clipped, error, clipped), value, target, batch)
 
     return term(clipped_value_error, vf_clip_param=vf_clip_param)
 
