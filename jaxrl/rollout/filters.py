@@ -13,9 +13,9 @@ from jaxrl.types import PyTree
 
 
 class RunningStat(NamedTuple):
-    """Count, mean and sum of squared deviations of the rows seen, in float64, per element."""
+    """Number, mean and sum of squared deviations of the rows seen, in float64, per element."""
 
-    count: float
+    rows: float
     mean: np.ndarray
     m2: np.ndarray
 
@@ -43,13 +43,13 @@ def merge_stats(a: RunningStat, b: RunningStat) -> RunningStat:
 
     Chan, Golub and LeVeque 1979, eq. 2.1 (http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf).
     """
-    count = a.count + b.count
-    if count == 0:
+    rows = a.rows + b.rows
+    if rows == 0:
         return a
     delta = b.mean - a.mean
-    mean = a.mean + delta * (b.count / count)
-    m2 = a.m2 + b.m2 + delta**2 * (a.count * b.count / count)
-    return RunningStat(count, mean, m2)
+    mean = a.mean + delta * (b.rows / rows)
+    m2 = a.m2 + b.m2 + delta**2 * (a.rows * b.rows / rows)
+    return RunningStat(rows, mean, m2)
 
 
 def make_filter(name: str, space: spaces.Space) -> Filter:
@@ -79,9 +79,9 @@ def make_filter(name: str, space: spaces.Space) -> Filter:
         return merge_stats(state, RunningStat(float(len(rows)), mean, ((rows - mean) ** 2).sum(axis=0)))
 
     def apply_leaf(state: RunningStat | None, obs: np.ndarray) -> np.ndarray:
-        if state is None or state.count < 2:
+        if state is None or state.rows < 2:
             return obs
-        std = np.sqrt(state.m2 / (state.count - 1)) + 1e-8
+        std = np.sqrt(state.m2 / (state.rows - 1)) + 1e-8
         return ((obs - state.mean) / std).astype(np.float32)
 
     def zipped(fn: Callable[..., Any]) -> Callable[..., Any]:

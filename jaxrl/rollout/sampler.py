@@ -134,7 +134,7 @@ class VectorSampler:
         horizon_t = self._tracker.length.copy()
         env, clock, began = self.env, time.perf_counter, time.perf_counter()
         inference = env_wait = 0.0
-        i = 0
+        actions, i = self._prev_actions, 0
         while i < steps if active is None else active.any():
             rows.reserve(i + 1)
             asked = clock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -52,11 +52,12 @@ class WorkerSet:
 
     def _start_actors(self, recipes: Mapping[PolicyID, PolicyRecipe]) -> list[Any]:
         import ray
+        from ray.exceptions import RayError
 
         from jaxrl.rollout.rollout_actor import RolloutActor
 
         config, n = self.config, self.config.num_workers
-        remote = ray.remote(RolloutActor).options(
+        remote = cast("Any", ray.remote(RolloutActor)).options(
             num_cpus=config.num_cpus_per_worker,
             num_gpus=config.num_gpus_per_worker,
             resources=dict(config.custom_resources_per_worker) or None,
@@ -72,7 +73,7 @@ class WorkerSet:
         actors = [remote.remote({"worker_index": i, "num_workers": n}, *shipped) for i in range(1, n + 1)]
         try:
             ray.get([actor.ping.remote() for actor in actors])
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             for actor in actors:
                 ray.kill(actor)
             cause = getattr(error, "cause", None) or error

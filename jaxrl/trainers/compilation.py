@@ -26,7 +26,11 @@ def enable_compile_cache(setting: bool | str) -> None:
     Args:
         setting: True: `~/.cache/jaxrl/compiled`; a path; False: leave JAX's setting alone.
     """
-    if not setting or os.environ.get("JAXRL_COMPILE_CACHE") == "0" or jax.config.jax_compilation_cache_dir:
+    if (
+        not setting
+        or os.environ.get("JAXRL_COMPILE_CACHE") == "0"
+        or getattr(jax.config, "jax_compilation_cache_dir", None)
+    ):
         return
     base = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     directory = base / "jaxrl" / "compiled" if setting is True else pathlib.Path(setting).expanduser()
@@ -54,8 +58,8 @@ def compile_seconds() -> float:
         return _seconds
 
 
-def _on_event(event: str, duration: float, **_: Any) -> None:
+def _on_event(event: str, duration_secs: float, **_: Any) -> None:
     global _seconds
     if event.startswith("/jax/core/compile/") and event.endswith("_duration"):
         with _lock:
-            _seconds += duration
+            _seconds += duration_secs

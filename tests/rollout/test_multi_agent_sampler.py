@@ -152,7 +152,7 @@ def test_fragments_that_cut_a_waiting_agent() -> None:
 
 def test_numbers_of_steps_and_episodes() -> None:
     worker = make_worker(rollout_fragment_length=16, train_batch_size=32)
-    batch = worker.sample()
+    batch: Any = worker.sample()
     assert batch.env_steps == 32 and batch.agent_steps == batch["shared"].count
     records = worker.pop_episodes()
     assert [record.length for record in records] == [8] * 4

@@ -162,6 +162,7 @@ def test_soft_horizon_cuts_without_resetting() -> None:
     batch = collect(worker)
     env = gym.make("CartPole-v1")
     obs, _ = env.reset(seed=seeds_of(worker)[0])
+    i = 0
     for i in range(30):
         np.testing.assert_array_equal(batch["obs"][i, 0], obs.astype(np.float32))
         obs, _, terminated, _, _ = env.step(int(batch["actions"][i, 0]))
@@ -175,6 +176,7 @@ def test_soft_horizon_cuts_without_resetting() -> None:
 
 def test_complete_episodes_are_whole_and_padded() -> None:
     worker = make_worker(batch_mode="complete_episodes", rollout_fragment_length=20)
+    batch: Any = None
     for _ in range(2):
         worker.sampler.restart()
         batch = collect(worker)
@@ -245,7 +247,7 @@ class Recorder(gym.Env):
 def test_actions_on_their_way_to_the_environment(clip: bool, normalize: bool) -> None:
     worker = make_worker(Recorder, clip_actions=clip, normalize_actions=normalize, clip_rewards=2.0)
     batch = collect(worker)
-    low, high = Recorder.action_space.low, Recorder.action_space.high
+    low, high = np.array([0.0, -3.0], np.float32), np.array([2.0, 1.0], np.float32)
     want = batch["actions"]
     assert (np.abs(want) > 1).any()  # there is something to clip
     if normalize:
@@ -302,7 +304,7 @@ def test_mean_std_filter_uses_the_statistics_of_the_fragments_start() -> None:
         seen.append(raw["obs"].reshape(-1, 2).astype(np.float64))
     state = worker.get_filters()[DEFAULT_POLICY_ID]
     rows = np.concatenate(seen)
-    assert state.count == len(rows)
+    assert state.rows == len(rows)
     np.testing.assert_allclose(state.mean, rows.mean(axis=0))
     np.testing.assert_allclose(state.m2 / len(rows), rows.var(axis=0))
 

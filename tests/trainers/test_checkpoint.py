@@ -293,7 +293,7 @@ while True:
 def test_killed_while_saving_the_newest_still_loads(tmp_path: pathlib.Path) -> None:
     code = SAVER.format(config={**TINY, "keep_checkpoints_num": 2}, directory=str(tmp_path))
     rng = random.Random(1)
-    process = None
+    found: list[pathlib.Path] = []
     for _ in range(8):
         # One process for all kills would be cheaper; but only SIGKILL leaves what SIGKILL leaves.
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -58,7 +58,7 @@ def test_filters_are_applied_and_learn_nothing() -> None:
         two = trainer.evaluate()
         assert one == two  # seeds follow from the iteration
         worker = trainer.evaluation_workers().local
-        assert worker is not None and worker.get_filters()["default_policy"].count == before.count == 20
+        assert worker is not None and worker.get_filters()["default_policy"].rows == before.rows == 20
         np.testing.assert_array_equal(worker.get_filters()["default_policy"].mean, before.mean)
 
 

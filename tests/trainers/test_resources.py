@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import ray
 from ray import tune
+from ray.exceptions import RayActorError
 
 from jaxrl import ConfigError, registry
 from jaxrl.algorithms.ppo import PPOTrainer
@@ -78,6 +79,7 @@ def test_tune_takes_the_class(cluster: None, tmp_path: pathlib.Path, num_workers
     (trial,) = analysis.trials
     assert trial.last_result["training_iteration"] == 2
     assert trial.last_result["timesteps_total"] == 80
+    assert trial.checkpoint is not None
     with trial.checkpoint.as_directory() as directory:
         back = PPOTrainer.from_checkpoint(directory, {"num_workers": 0})
     assert back.iteration == 2
@@ -109,7 +111,7 @@ def test_filters_of_all_workers_are_merged(trainer: Any) -> None:
     trainer.train()
     # 3 fragments of the test before, and those of the iteration, from each of 2 workers.
     state = trainer.workers.get_filters()["default_policy"]
-    rows = state.count
+    rows = state.rows
     assert rows % 40 == 0 and rows >= 40
     for remote in trainer.workers.foreach_worker("get_filters"):
         jax.tree.map(np.testing.assert_array_equal, remote["default_policy"], state)
@@ -192,5 +194,5 @@ def test_worker_sets_end_their_actors(trainer: Any) -> None:
     workers = WorkerSet(trainer.options, trainer.policies, trainer.recipes)
     actor = workers.actors[0]
     workers.stop()
-    with pytest.raises(ray.exceptions.RayActorError):
+    with pytest.raises(RayActorError):
         ray.get(actor.ping.remote(), timeout=60)

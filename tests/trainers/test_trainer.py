@@ -163,7 +163,7 @@ def test_continuous_actions_are_what_the_environment_takes() -> None:
         # The mode, worked out by hand: filtered observation in, [-1, 1] mapped to the bounds.
         policy, weights = trainer.get_policy(), trainer.learners["default_policy"].weights
         state = trainer.workers.get_filters()["default_policy"]
-        filtered = (obs - state.mean) / (np.sqrt(state.m2 / (state.count - 1)) + 1e-8)
+        filtered = (obs - state.mean) / (np.sqrt(state.m2 / (state.rows - 1)) + 1e-8)
         batch = {"obs": filtered[None, None].astype(np.float32)}
         from jaxrl.types import ActInputs
 
