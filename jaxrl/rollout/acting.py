@@ -33,6 +33,7 @@ class LeanAct:
         self._policy = policy
         self._cache = _lean.setdefault(policy.act, {})
         self._picked: tuple[Weights | None, bool, list[Any]] = (None, True, [])
+        self._key: tuple[Any, Any] = (None, None)
 
     def __call__(self, weights: Weights, inputs: ActInputs, carry: PyTree, key: Any, explore: bool) -> ActOutput:
         """As `Policy.act`."""
@@ -43,20 +44,23 @@ class LeanAct:
             reads, _ = self._cache[explore]
             leaves = [leaf for leaf, read in zip(jax.tree.leaves(weights), reads, strict=True) if read]
             self._picked = weights, explore, leaves
-        return self._cache[explore][1](leaves, inputs, carry, key)
+        if self._key[0] is not key:
+            # A typed key is taken apart in Python at every call; its data is an array like any other.
+            self._key = key, jax.random.key_data(key)
+        return self._cache[explore][1](leaves, inputs, carry, self._key[1])
 
 
 def _trace(
     act: Any, weights: Weights, inputs: ActInputs, carry: PyTree, key: Any, explore: bool
 ) -> tuple[list[bool], Callable[..., ActOutput]]:
-    """Which leaves of `weights` are read, and `(those leaves, inputs, carry, key) -> ActOutput`, jitted."""
-    pure = act.__wrapped__
+    """Which leaves of `weights` are read, and `(those leaves, inputs, carry, key data) -> ActOutput`, jitted."""
+    pure, implementation = act.__wrapped__, jax.random.key_impl(key)
     jaxpr = jax.make_jaxpr(lambda *args: pure(*args, explore))(weights, inputs, carry, key).jaxpr
     leaves, structure = jax.tree.flatten(weights)
     reads = _live_inputs(jaxpr)[: len(leaves)]
 
-    def lean(read: list[Any], inputs: ActInputs, carry: PyTree, key: Any) -> ActOutput:
-        given = iter(read)
+    def lean(read: list[Any], inputs: ActInputs, carry: PyTree, key_data: Any) -> ActOutput:
+        given, key = iter(read), jax.random.wrap_key_data(key_data, impl=implementation)
         # What is not read may be anything: zeros of the same shape keep the trace whole, and vanish from the program.
         full = [
             next(given) if used else jax.numpy.zeros(shape, dtype)
