@@ -54,6 +54,9 @@ def forward_fragment(model: Any, params: Params, batch: SampleBatch, mask_logits
 def _bootstrap_inputs(batch: SampleBatch, reads: frozenset[str]) -> tuple[ModelInputs, ModelInputs, ModelInputs]:
     """Model inputs of the rows `[T, B]`, of the observations after the last row `[B]` and of final ones `[K]`."""
     final_t, final_b = jnp.moveaxis(jnp.minimum(batch["final_index"], batch.T - 1), 1, 0)
+    last_t = jnp.full((batch.B,), batch.T - 1)
+    if "mask" in batch:  # what an agent did last stands in its last row that is there
+        last_t -= jnp.argmax(jnp.asarray(batch["mask"])[::-1], axis=0)
 
     def previous(name: str, of: str) -> tuple[PyTree, PyTree, PyTree]:
         if name not in reads:
@@ -61,7 +64,7 @@ def _bootstrap_inputs(batch: SampleBatch, reads: frozenset[str]) -> tuple[ModelI
         column = batch[of]
         return (
             batch[name],
-            jax.tree.map(lambda x: x[-1], column),
+            jax.tree.map(lambda x: x[last_t, jnp.arange(batch.B)], column),
             jax.tree.map(lambda x: x[final_t, final_b], column),
         )
 
