@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxrl.data import SampleBatch
 from jaxrl.policies.postprocess import _bootstrap_inputs
+from jaxrl.types import FINAL_PAD
 
 
 def test_last_previous_action_is_that_of_the_last_row_that_is_there() -> None:
@@ -21,7 +22,7 @@ def test_last_previous_action_is_that_of_the_last_row_that_is_there() -> None:
             "mask": mask,
             "last_obs": obs[0],
             "final_obs": obs[0, :1],
-            "final_index": np.full((1, 2), 2**30, np.int32),
+            "final_index": np.array([[FINAL_PAD, 0]], np.int32),
         }
     )
     _, last, _ = _bootstrap_inputs(batch, frozenset({"prev_actions"}))
