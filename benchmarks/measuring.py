@@ -226,19 +226,19 @@ def load() -> float:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that are compared."""
+    """Versions of the libraries that are compared; of the peers' environment those that differ."""
     code = (
         "import importlib.metadata as m, json\n"
         "names = ['jax', 'flax', 'optax', 'ray', 'gymnasium', 'numpy', 'torch', 'stable-baselines3', 'sbx-rl']\n"
-        "have = {d.metadata['Name'].lower() for d in m.distributions()}\n"
-        "print(json.dumps({n: m.version(n) for n in names if n in have}))"
+        "have = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions()}\n"
+        "print(json.dumps({n: have[n] for n in names if n in have}))"
     )
-    found = {}
-    for where, python in (("", sys.executable), ("peers' ", str(PEERS_PYTHON))):
-        if pathlib.Path(python).exists():
-            out = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout
-            found |= {where + name: version for name, version in json.loads(out).items()}
-    return found
+
+    def ask(python: str) -> dict[str, str]:
+        return json.loads(subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+    own, peers = ask(sys.executable), ask(str(PEERS_PYTHON)) if PEERS_PYTHON.exists() else {}
+    return own | {f"{name} (peers)": version for name, version in peers.items() if own.get(name) != version}
 
 
 def timed(work: Callable[[], Any]) -> float:
