@@ -18,6 +18,9 @@ import numpy as np
 
 from jaxrl import config as config_lib
 
+# Making TensorBoard's summaries costs a millisecond or two, as much as a tenth of a short iteration.
+EVENT_INTERVAL_S = 0.5
+
 # What describes a run rather than its learning: kept out of curves and tables, as Ray does.
 _NO_CURVES = ("config", "pid", "timestamp", "time_total_s", "training_iteration", "hostname", "node_ip", "date", "done")
 
@@ -52,6 +55,8 @@ class ResultWriter:
     | `progress.csv` | one row a result: numbers and texts, nested keys joined by `/` |
     | `events.out.tfevents.*` | for TensorBoard: numbers under the same keys, lists (`hist_stats`) as histograms |
 
+    Of results that come faster than two a second, TensorBoard gets the latest.
+
     Args:
         directory: where; None: a new one under `<results root>/default`. It is made by the first `write`.
         name: the algorithm's name.
@@ -66,25 +71,41 @@ class ResultWriter:
         self._options = options
         self._columns: list[str] | None = None
         self._events: Any = None
+        self._config: tuple[Any, str] = (None, "")
+        self._unseen: Mapping[str, Any] | None = None
+        self._last_event = -math.inf
 
     def write(self, result: Mapping[str, Any]) -> None:
         """Appends one result to every file."""
         if self._columns is None:
             self._open()
-        plain = to_plain(result)
-        line = json.dumps(plain, allow_nan=False) + "\n"
-        append_text(self.directory / "result.json", line)
-        flat = dict(flatten(result))
-        self._write_row(
-            {key: value for key, value in flat.items() if not key.startswith("config/") and _is_cell(value)}
-        )
-        self._write_events(flat)
+        numbers = {key: value for key, value in result.items() if key != "config"}
+        line = json.dumps(to_plain(numbers), allow_nan=False)
+        if "config" in result:
+            line = f'{line[:-1]}, "config": {self._config_text(result["config"])}}}'
+        append_text(self.directory / "result.json", line + "\n")
+        flat = dict(flatten(numbers))
+        self._write_row({key: value for key, value in flat.items() if _is_cell(value)})
+        # A short iteration is over before TensorBoard's summaries of it would be made.
+        now = time.monotonic()
+        self._unseen = flat
+        if now - self._last_event >= EVENT_INTERVAL_S:
+            self._last_event = now
+            self._write_events()
 
     def close(self) -> None:
         """Closes the event file; a later `write` opens a new one."""
+        if self._unseen is not None:
+            self._write_events()
         if self._events is not None:
             self._events.close()
             self._events = None
+
+    def _config_text(self, config: Any) -> str:
+        # The same object in every result of a run.
+        if self._config[0] is not config:
+            self._config = config, json.dumps(to_plain(config), allow_nan=False)
+        return self._config[1]
 
     def _open(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -110,7 +131,8 @@ class ResultWriter:
             replace_text(path, _csv_text(self._columns, rows, header=True))
         append_text(path, _csv_text(self._columns, [row], header=False))
 
-    def _write_events(self, flat: Mapping[str, Any]) -> None:
+    def _write_events(self) -> None:
+        flat, self._unseen = self._unseen or {}, None
         # Importing it takes a while, and a trainer that is never trained needs none of it.
         from tensorboardX import FileWriter
         from tensorboardX.summary import histogram, scalar
