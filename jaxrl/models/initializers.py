@@ -77,6 +77,9 @@ def lstm_bias(size: int) -> Array:
     return jnp.repeat(jnp.array([0.0, 1.0, 0.0, 0.0]), size)
 
 
+# One matrix after the other under vmap (populations): several batched QRs in one program can block XLA's CPU threads
+# for ever (seen with jaxlib 0.10.2 on 2 cores), as has happened to others (https://github.com/jax-ml/jax/issues/24219).
+@jax.custom_batching.sequential_vmap
 def orthogonal(noise: Array) -> Array:
     """Orthonormal columns, or rows where there are fewer, of Gaussian noise `[..., inputs, outputs]`."""
     matrix = noise.reshape(-1, noise.shape[-1])
