@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -54,7 +55,15 @@ def open_display(verbose: bool | None = None, *, title: str = "") -> Display:
     from rich.console import Console
 
     console = Console()
-    return table_display(console, title) if console.is_terminal else line_display()
+    return table_display(console, title) if console.is_terminal and redraws() else line_display()
+
+
+def redraws() -> bool:
+    """Whether what is printed can be drawn over: in a terminal, but not in the output of a notebook's `!jaxrl train`.
+
+    A kernel gives its children a terminal and asks for colours (FORCE_COLOR), and shows every line they write.
+    """
+    return sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ
 
 
 def in_notebook() -> bool:

@@ -93,7 +93,9 @@ class Video:
         self.episode = episode
 
     def __repr__(self) -> str:
-        return f"Video({str(self.path)!r})"
+        here = pathlib.Path.cwd()
+        shown = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+        return f"Video({str(shown)!r})"
 
     def _repr_html_(self) -> str:
         data = base64.b64encode(self.path.read_bytes()).decode()

@@ -10,7 +10,7 @@ from jaxrl.models import ModelConfig, make_model
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    "config", [ModelConfig(vf_share_layers=False, fcnet_hiddens=[64, 64]), ModelConfig(use_lstm=True)]
+    "config", [ModelConfig(vf_share_layers=False, fcnet_hiddens=(64, 64)), ModelConfig(use_lstm=True)]
 )
 def test_a_population_is_initialised_like_its_members(config):
     # Batched QRs of several layers in one program hang on the CPU: this would time out.
