@@ -10,6 +10,9 @@ import numpy as np
 from jaxrl.envs import VectorEnv, empty_rows
 from jaxrl.types import PyTree
 
+# Beyond this, padding to the longest fragment that can come costs more than compiling a few lengths.
+MAX_PADDED_BYTES = 4 * 2**20
+
 
 class FragmentRows:
     """Preallocated rows `[T, B, ...]` of one fragment; they grow when a fragment of whole episodes needs more.
@@ -48,7 +51,7 @@ class FragmentRows:
             return
 
         def grown(x: np.ndarray) -> np.ndarray:
-            return np.concatenate([x, np.zeros((have, *x.shape[1:]), x.dtype)])
+            return np.concatenate([x, np.zeros((max(have, steps - have), *x.shape[1:]), x.dtype)])
 
         self._raw, self._obs, self._actions = jax.tree.map(grown, (self._raw, self._obs, self._actions))
         self.rewards, self.terminateds = grown(self.rewards), grown(self.terminateds)
@@ -130,3 +133,27 @@ def shifted(column: np.ndarray, previous: np.ndarray, starts: np.ndarray) -> np.
     out = np.concatenate([np.asarray(previous)[None].astype(column.dtype), column[:-1]])
     out[starts[:-1]] = 0
     return out
+
+
+def padded_length(steps: int, fragment: int, longest_episode: int | None, row_bytes: int) -> int:
+    """Rows that a fragment of whole episodes is padded to: each length compiles the programs that see it anew.
+
+    Where the longest episode is known, that is the one length that always suffices, as long as it is small; else the
+    fragment's own length, and beyond it powers of two.
+
+    Args:
+        steps: rows collected.
+        fragment: `rollout_fragment_length`; an environment goes on to the end of the episode that reaches it.
+        longest_episode: steps after which every episode ends, or None.
+        row_bytes: of the observations of one row, all environments together.
+    """
+    if longest_episode is not None:
+        longest = fragment - 1 + longest_episode
+        if steps <= longest and longest * row_bytes <= MAX_PADDED_BYTES:
+            return longest
+    return fragment if steps <= fragment else 1 << (steps - 1).bit_length()
+
+
+def bytes_of(rows: PyTree) -> int:
+    """Bytes of a pytree of arrays."""
+    return sum(x.nbytes for x in jax.tree.leaves(rows))

@@ -17,6 +17,7 @@ from jaxrl.policies import Policy
 from jaxrl.rollout.actions import action_transform
 from jaxrl.rollout.agent_rows import AgentRows, Slot
 from jaxrl.rollout.filters import Filter, make_filter
+from jaxrl.rollout.fragment import bytes_of, padded_length
 from jaxrl.rollout.live_episodes import load_episode, save_episode
 from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID, PyTree, Weights
@@ -260,9 +261,9 @@ class MultiAgentSampler:
         self.episodes.append(record)
 
     def _fragments(self, steps: int) -> dict[PolicyID, SampleBatch]:
-        length = self.config.rollout_fragment_length
-        if self.complete and steps != length:
-            steps = max(length, 1 << (steps - 1).bit_length())
+        if self.complete:
+            row_bytes = sum(bytes_of(rows.obs) for rows in self.rows.values())
+            steps = padded_length(steps, self.config.rollout_fragment_length, self.config.horizon, row_bytes)
         fragments = {}
         for pid, rows in self.rows.items():
             rows.reserve(steps)

@@ -24,7 +24,7 @@ from jaxrl.rollout.actions import action_transform, clip_rewards
 from jaxrl.rollout.agent_rows import final_slots, refill
 from jaxrl.rollout.episodes import EpisodeTracker
 from jaxrl.rollout.filters import Filter
-from jaxrl.rollout.fragment import Before, FragmentRows, shifted, zeroed
+from jaxrl.rollout.fragment import Before, FragmentRows, bytes_of, padded_length, shifted, zeroed
 from jaxrl.rollout.live_episodes import LiveEpisodes
 from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.types import DEFAULT_POLICY_ID, FINAL_PAD, ActInputs, PolicyID, PyTree, Weights
@@ -71,6 +71,9 @@ class VectorSampler:
             env.action_space, normalize=config.normalize_actions, clip=config.clip_actions
         )
         self._lean_act = LeanAct(policy)
+        spec = getattr((env.envs or [None])[0], "spec", None)
+        limits = [config.horizon, getattr(spec, "max_episode_steps", None)]
+        self._longest_episode = min((limit for limit in limits if limit is not None), default=None)
         self._reads = policy.spec.act_reads
         self._reads_previous = bool(self._reads & {"prev_actions", "prev_rewards"})
         self._recurrent = policy.spec.recurrent
@@ -302,9 +305,11 @@ class VectorSampler:
         return SampleBatch._make(columns, True)
 
     def _pad(self, rows: FragmentRows, steps: int, valid: np.ndarray) -> tuple[int, np.ndarray]:
-        """Pads a fragment of whole episodes to a bucketed length, so that few lengths are ever compiled."""
-        length = self.config.rollout_fragment_length
-        total = steps if steps == length else max(length, 1 << (steps - 1).bit_length())
+        """Pads a fragment of whole episodes, so that few lengths are ever compiled."""
+        total = steps
+        if self.complete:
+            fragment = self.config.rollout_fragment_length
+            total = padded_length(steps, fragment, self._longest_episode, bytes_of(self._obs))
         rows.reserve(total)
         rows.starts[steps + 1 : total + 1] = rows.starts[steps]
         return total, np.concatenate([valid, np.zeros((total - steps, valid.shape[1]), bool)])

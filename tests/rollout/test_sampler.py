@@ -14,6 +14,7 @@ from jaxrl.algorithms.ppo import PPOPolicy, PPOTrainer
 from jaxrl.envs import EnvContext
 from jaxrl.rollout import RolloutWorker, make_worker_env
 from jaxrl.rollout.actions import policy_action_space
+from jaxrl.rollout.fragment import padded_length
 from jaxrl.types import DEFAULT_POLICY_ID, FINAL_PAD, ActInputs
 
 SMALL = {"fcnet_hiddens": [8], "vf_share_layers": True}
@@ -182,7 +183,7 @@ def test_complete_episodes_are_whole_and_padded() -> None:
         batch = collect(worker)
         mask = batch["mask"]
         lengths = mask.sum(axis=0)
-        assert batch.T in (20, 32, 64) and (lengths >= 20).all() and batch.count == lengths.sum()
+        assert batch.T == 20 - 1 + 500 and (lengths >= 20).all() and batch.count == lengths.sum()
         np.testing.assert_array_equal(mask, np.arange(batch.T)[:, None] < lengths)
         assert all(batch["terminateds"][n - 1, b] for b, n in enumerate(lengths))
         records = worker.pop_episodes()
@@ -429,3 +430,11 @@ def test_perf_is_per_vector_step(cartpole: RolloutWorker) -> None:
     collect(worker)
     steps, env, act, total = worker.sampler.perf.pop()
     assert steps == 30 and env > 0 and act > 0 and env + act < total
+
+
+def test_whole_episodes_are_padded_to_few_lengths() -> None:
+    # CartPole-v1 ends after 500 steps: one length for all.
+    assert {padded_length(steps, 20, 500, 128) for steps in (20, 33, 519)} == {519}
+    # Unknown, or rows too large: the fragment's length, then powers of two.
+    assert [padded_length(steps, 20, None, 128) for steps in (12, 20, 21, 33)] == [20, 20, 32, 64]
+    assert padded_length(33, 20, 27_000, 4 * 84 * 84 * 4) == 64
