@@ -110,7 +110,6 @@ def cluster() -> Iterator[None]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:os.fork")
 def test_rollout_actors_continue_too(cluster: None, tmp_path: pathlib.Path) -> None:
     cls = registry.resolve("algorithm", "PPO")
     config = {**SMALL, **PPO, "num_workers": 2, "num_envs_per_worker": 1, "observation_filter": "MeanStdFilter"}
