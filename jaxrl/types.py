@@ -47,6 +47,9 @@ COLUMNS: Mapping[str, str] = {
     "vf_preds": "value prediction under the behaviour policy",
     "advantages": "advantage estimate (discounted return if nothing reads value_targets, else GAE)",
     "value_targets": "target of the value function",
+    "discounts": "factor of a replayed row's bootstrap value: gamma^n (1 - terminated), n steps summed in rewards",
+    "weights": "importance weight of a replayed row, 1 where sampling is uniform",
+    "batch_indexes": "where a replayed row is stored, int32",
 }
 
 
@@ -94,6 +97,7 @@ class ModelInputs(NamedTuple):
         prev_rewards: reward of the previous row.
         reset: bool, True where the model state is reset to its initial value before the row.
         mask: bool, False where the row is absent: the state is held over it.
+        key: PRNG key of a stochastic model (noisy layers, quantile fractions); None: its mean.
     """
 
     obs: PyTree
@@ -101,23 +105,33 @@ class ModelInputs(NamedTuple):
     prev_rewards: Array | None = None
     reset: Array | None = None
     mask: Array | None = None
+    key: Array | None = None
 
 
 class ModelOutput(NamedTuple):
-    """What a model returns: `dist_inputs [..., D]`, `value [...]`, `state` (`[B, ...]`, `()` if feed-forward)."""
+    """What a model returns.
+
+    Attributes:
+        dist_inputs: inputs of the action distribution `[..., D]`.
+        value: `[...]`.
+        state: `[B, ...]`, `()` if feed-forward.
+        extras: further outputs by name, rows leading (`q_logits [..., A, atoms]`).
+    """
 
     dist_inputs: Array
     value: Array
     state: PyTree = ()
+    extras: Mapping[str, Array] = {}
 
 
 class ForwardOutput(NamedTuple):
-    """What `ctx.forward(params, batch)` returns: the distribution, values, its raw inputs, the final model state."""
+    """What `ctx.forward(params, batch)` returns: the distribution, and the model's output with actions masked."""
 
     dist: Any
     value: Array
     dist_inputs: Array
     state: PyTree = ()
+    extras: Mapping[str, Array] = {}
 
 
 class ActInputs(NamedTuple):
@@ -180,7 +194,7 @@ class LossContext(Protocol):
     def coeffs(self) -> Mapping[str, Array]: ...
     @property
     def key(self) -> Any: ...
-    def forward(self, params: Params, batch: Any) -> ForwardOutput: ...
+    def forward(self, params: Params, batch: Any, key: Any = None) -> ForwardOutput: ...
 
 
 LossFn = Callable[[Params, Any, LossContext], Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +25,7 @@ class Model(NamedTuple):
             be left out for a feed-forward model.
         initial_state: `initial_state(batch_size) -> state`, a pytree of `[B, ...]`.
         reads: the fields of `ModelInputs` that `apply` reads; the others may be None.
+        heads: further pure functions by name, the parameters first: critics `q(params, obs, actions) -> [C, ...]`.
 
     Example:
         >>> model = make_model(env.observation_space, env.action_space, 2, ModelConfig())
@@ -36,6 +37,7 @@ class Model(NamedTuple):
     apply: Callable[..., ModelOutput]
     initial_state: Callable[[int], PyTree]
     reads: frozenset[str]
+    heads: Mapping[str, Callable[..., Any]] = {}
 
     @property
     def recurrent(self) -> bool:

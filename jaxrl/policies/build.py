@@ -34,7 +34,8 @@ def build_policy(
         name: the policy's name.
         loss_fn: `(params, batch, ctx) -> scalar` or `(scalar, LearnOutput)`; or a mapping of groups of top-level params
             to such functions (a key may be a tuple of groups; None freezes a group).
-        make_model: `(obs_space, action_space, num_outputs, model_config) -> Model`; default: the catalog.
+        make_model: `(obs_space, action_space, num_outputs, config) -> Model`; default: the catalog with
+            `config.model`.
         dist_fn: `(action_space, config) -> DistClass`; default: by action space.
         exploration_fn: `(action_space, config) -> Exploration`; default: `config.exploration_config`.
         postprocess_fn: `(params, batch, ctx, others) -> batch` on a time-major fragment, before the standard columns

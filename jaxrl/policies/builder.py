@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxrl.data import SampleBatch
 from jaxrl.distributions import get_dist_class
 from jaxrl.exploration import make_exploration
-from jaxrl.models import make_model as make_catalog_model
+from jaxrl.models import Model, make_model
 from jaxrl.policies.coeffs import initial_coeffs
 from jaxrl.policies.context import LossContext
 from jaxrl.policies.gradients import check_groups, make_gradients, trained_groups
@@ -20,8 +20,19 @@ from jaxrl.policies.learning import make_learn
 from jaxrl.policies.optimizers import apply_optimizer, default_optimizer, init_optimizer
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
 from jaxrl.policies.postprocess import PRODUCED, forward_fragment, needs_forward, produce
-from jaxrl.policies.requirements import example, example_batch, hook_columns, loss_columns
-from jaxrl.types import ActInputs, ActOutput, Array, ConfigError, ForwardOutput, ModelInputs, Params, PyTree, Weights
+from jaxrl.policies.requirements import REPLAYED, example, example_batch, hook_columns, loss_columns
+from jaxrl.types import (
+    ActInputs,
+    ActOutput,
+    Array,
+    ConfigError,
+    ForwardOutput,
+    LossError,
+    ModelInputs,
+    Params,
+    PyTree,
+    Weights,
+)
 
 
 class PolicyBuilder:
@@ -32,8 +43,8 @@ class PolicyBuilder:
         self.obs_space, self.action_space = obs_space, action_space
         dist_fn = factory.dist_fn or _default_dist
         self.dist_class = dist_fn(action_space, config)
-        make_model = factory.make_model or make_catalog_model
-        self.model = make_model(obs_space, action_space, self.dist_class.input_size, config.model)
+        build_model = factory.make_model or _default_model
+        self.model = build_model(obs_space, action_space, self.dist_class.input_size, config)
         make_explore = factory.exploration_fn or (
             lambda space, config: make_exploration(config.exploration_config, space)
         )
@@ -51,7 +62,7 @@ class PolicyBuilder:
             return dist_inputs
         return self.dist_class.mask_inputs(dist_inputs, obs["action_mask"])
 
-    def model_inputs(self, batch: SampleBatch) -> ModelInputs:
+    def model_inputs(self, batch: SampleBatch, key: Array | None = None) -> ModelInputs:
         reads = self.model.reads
         return ModelInputs(
             obs=batch["obs"],
@@ -59,15 +70,16 @@ class PolicyBuilder:
             prev_rewards=batch["prev_rewards"] if "prev_rewards" in reads else None,
             reset=batch["t"] == 0 if self.recurrent else None,
             mask=batch["mask"] if self.recurrent and "mask" in batch else None,
+            key=key if "key" in reads else None,
         )
 
-    def forward(self, params: Params, batch: SampleBatch) -> ForwardOutput:
+    def forward(self, params: Params, batch: SampleBatch, key: Array | None = None) -> ForwardOutput:
         state: PyTree = ()
         if self.recurrent:
             state = batch["state_in"] if "state_in" in batch else self.model.initial_state(batch.B)
-        out = self.model.apply(params, self.model_inputs(batch), state)
+        out = self.model.apply(params, self.model_inputs(batch, key), state)
         dist_inputs = self.mask_logits(out.dist_inputs, batch["obs"])
-        return ForwardOutput(self.dist_class(dist_inputs), out.value, dist_inputs, out.state)
+        return ForwardOutput(self.dist_class(dist_inputs), out.value, dist_inputs, out.state, out.extras)
 
     def make_context(self, train_state: TrainState, key: Any) -> LossContext:
         return LossContext(
@@ -103,24 +115,25 @@ class PolicyBuilder:
             key=state_key,
         )
 
-    def initial_carry(self, batch_size: int) -> PyTree:
-        return self.model.initial_state(batch_size), self.exploration.init(batch_size)
+    def initial_carry(self, batch_size: int, worker_index: int = 0, num_workers: int = 0) -> PyTree:
+        exploration_state = self.exploration.init(batch_size, worker_index, num_workers)
+        return self.model.initial_state(batch_size), exploration_state
 
     def act(self, weights: Weights, inputs: ActInputs, carry: PyTree, key: Array, explore: bool) -> ActOutput:
         params, coeffs = weights
         state, exploration_state = carry
         params = self.exploration.perturb(params, exploration_state)
-        reads = self.model.reads
+        step_key, reads = jax.random.fold_in(key, inputs.t), self.model.reads
         model_inputs = ModelInputs(
             obs=inputs.obs,
             prev_actions=inputs.prev_actions if "prev_actions" in reads else None,
             prev_rewards=inputs.prev_rewards if "prev_rewards" in reads else None,
             reset=inputs.reset,
             mask=inputs.mask,
+            key=jax.random.fold_in(step_key, 1) if explore and "key" in reads else None,
         )
         dist_inputs, _, state = self.one_step(params, model_inputs, state)
         dist = self.dist_class(self.mask_logits(dist_inputs, inputs.obs))
-        step_key = jax.random.fold_in(key, inputs.t)
         actions, logp, exploration_state = self.exploration.sample(
             dist, exploration_state, step_key, inputs.t, coeffs, explore
         )
@@ -130,7 +143,9 @@ class PolicyBuilder:
         if not self.recurrent:
             out = self.model.apply(params, inputs._replace(reset=None, mask=None), state)
             return out.dist_inputs, out.value, ()
-        out = self.model.apply(params, jax.tree.map(lambda x: jnp.asarray(x)[None], inputs), state)
+        key, inputs = inputs.key, inputs._replace(key=None)
+        rows = jax.tree.map(lambda x: jnp.asarray(x)[None], inputs)
+        out = self.model.apply(params, rows._replace(key=key), state)
         return out.dist_inputs[0], out.value[0], out.state
 
     def value(self, weights: Weights, obs: PyTree, state: PyTree = ()) -> Array:
@@ -173,6 +188,12 @@ class PolicyBuilder:
         keep = reads - {"new_obs", "dones"}
 
         def prepare(batch: SampleBatch) -> SampleBatch:
+            absent = sorted(name for name in keep.intersection(REPLAYED) if name not in batch)
+            if absent:
+                raise LossError(
+                    f"policy {self.factory.name!r}: its loss reads {absent}, which replay buffers make; learn from "
+                    "batches of the operator Replay, or leave these columns out of the loss."
+                )
             derived = {name: batch[name] for name in ("new_obs", "dones") if name in reads}
             stored = [
                 name for name in batch if name in keep or name == "mask" or (name == "state_in" and self.recurrent)
@@ -289,6 +310,10 @@ class PolicyBuilder:
             context=lambda state: self.make_context(state, jax.random.fold_in(state.key, state.step)),
             loss_fn=factory.loss_fn,
         )
+
+
+def _default_model(obs_space: Any, action_space: Any, num_outputs: int, config: Any) -> Model:
+    return make_model(obs_space, action_space, num_outputs, config.model)
 
 
 def _default_dist(action_space: Any, config: Any) -> Any:

@@ -43,7 +43,7 @@ def initial_coeffs(factory: Any, exploration: Any, config: Any) -> tuple[dict[st
     Returns:
         `(coeffs, schedules)` by name.
     """
-    specs: dict[str, Any] = {"lr": None, **factory.coeffs, **exploration.coeffs}
+    specs: dict[str, Any] = {"lr": None, **factory.coeffs, **exploration.coeffs, **exploration.schedules}
     for name in specs:
         specs[name] = getattr(config, name, specs[name])
     if factory.coeffs_fn is not None:

@@ -18,7 +18,7 @@ _forward_memo: contextvars.ContextVar[list | None] = contextvars.ContextVar("jax
 
 @contextlib.contextmanager
 def forward_memo() -> Iterator[None]:
-    """Within this scope `ctx.forward(params, batch)` runs once per (params, batch) object and trace.
+    """Within this scope `ctx.forward(params, batch, key)` runs once per (params, batch, key) objects and trace.
 
     The memo belongs to the function being traced, never to a context object: opened and dropped inside one trace, it
     cannot leak a tracer.
@@ -50,28 +50,29 @@ class LossContext:
     model: Any = flax.struct.field(pytree_node=False)
     dist_class: Any = flax.struct.field(pytree_node=False)
     config: Any = flax.struct.field(pytree_node=False)
-    forward_fn: Callable[[Params, Any], ForwardOutput] = flax.struct.field(pytree_node=False)
+    forward_fn: Callable[[Params, Any, Any], ForwardOutput] = flax.struct.field(pytree_node=False)
 
-    def forward(self, params: Params, batch: Any) -> ForwardOutput:
+    def forward(self, params: Params, batch: Any, key: Any = None) -> ForwardOutput:
         """Action distribution, values and model state for every row of `batch`, under `params`.
 
-        However many terms of one loss call it with the same params and batch, the model runs once per trace.
+        However many terms of one loss call it with the same params, batch and key, the model runs once per trace.
 
         Args:
             params: the model's parameters.
             batch: SampleBatch `[T, B]` or `[N]`.
+            key: for a stochastic model (noisy layers, quantile fractions); None: its mean.
 
         Returns:
-            ForwardOutput(dist, value, dist_inputs, state), rows as in the batch.
+            ForwardOutput(dist, value, dist_inputs, state, extras), rows as in the batch.
         """
         memo = _forward_memo.get()
         if memo is None:
-            return self.forward_fn(params, batch)
+            return self.forward_fn(params, batch, key)
         # The trace is part of the key: a result computed inside an inner scan or jit must not escape from it.
         trace = jax.extend.core.get_opaque_trace_state()
-        for known_params, known_batch, known_trace, output in memo:
-            if known_params is params and known_batch is batch and known_trace == trace:
+        for *known, known_trace, output in memo:
+            if all(a is b for a, b in zip(known, (params, batch, key), strict=True)) and known_trace == trace:
                 return output
-        output = self.forward_fn(params, batch)
-        memo.append((params, batch, trace, output))
+        output = self.forward_fn(params, batch, key)
+        memo.append((params, batch, key, trace, output))
         return output

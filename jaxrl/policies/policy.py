@@ -82,7 +82,8 @@ class Policy(NamedTuple):
     Attributes:
         spec: the static parts.
         init: `(key) -> TrainState`.
-        initial_carry: `(batch_size) -> carry`, the pair (model state, exploration state).
+        initial_carry: `(batch_size, worker_index=0, num_workers=0) -> carry`, the pair (model state, exploration
+            state).
         act: `(weights, ActInputs, carry, key, explore) -> ActOutput`; `explore` is a Python bool.
         value: `(weights, obs, state) -> values [B]` with the model's state (`()` for feed-forward models).
         postprocess: `(weights, batch, others, key) -> batch` with all columns that the loss reads.
@@ -95,7 +96,7 @@ class Policy(NamedTuple):
 
     spec: PolicySpec
     init: Callable[[Any], TrainState]
-    initial_carry: Callable[[int], PyTree]
+    initial_carry: Callable[..., PyTree]
     act: Callable[[Weights, ActInputs, PyTree, Any, bool], ActOutput]
     value: Callable[[Weights, PyTree, PyTree], Array]
     postprocess: Callable[..., Any]

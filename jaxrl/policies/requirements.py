@@ -13,6 +13,9 @@ from jaxrl.data import SampleBatch
 from jaxrl.policies.policy import TrainState
 from jaxrl.types import LearnOutput, LossError, Params, PyTree
 
+# Columns that replay buffers make, of rows that pass through one.
+REPLAYED = ("discounts", "weights")
+
 _NARROW = {np.dtype(np.float64): np.dtype(np.float32), np.dtype(np.int64): np.dtype(np.int32)}
 
 
@@ -77,7 +80,7 @@ def example_batch(
         filled["new_obs"] = example(obs_space, lead)
     if produced:
         filled["action_dist_inputs"] = column(np.float32, dist_size)
-        for name in ("action_logp", "action_prob", "vf_preds", "advantages", "value_targets"):
+        for name in ("action_logp", "action_prob", "vf_preds", "advantages", "value_targets", *REPLAYED):
             filled[name] = column(np.float32)
     return SampleBatch._make(filled, time_major)
 

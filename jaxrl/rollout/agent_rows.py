@@ -34,10 +34,14 @@ class AgentRows:
         policy: the policy.
         slots: its columns.
         filter: its observation filter.
+        worker_index, num_workers: given to the exploration's state.
     """
 
-    def __init__(self, policy: Policy, slots: list[Slot], filter: Filter):
+    def __init__(
+        self, policy: Policy, slots: list[Slot], filter: Filter, *, worker_index: int = 0, num_workers: int = 0
+    ):
         self.policy, self.slots, self.filter = policy, slots, filter
+        self._worker = worker_index, num_workers
         self.column = {slot: b for b, slot in enumerate(slots)}
         self.filter_state, self.filter_delta = filter.init(), filter.init()
         self._act = LeanAct(policy)
@@ -48,7 +52,7 @@ class AgentRows:
     def restart(self) -> None:
         """Begins anew: no agent is there."""
         b, spec = len(self.slots), self.policy.spec
-        self.carry = self.policy.initial_carry(b)
+        self.carry = self.policy.initial_carry(b, *self._worker)
         self._state_before = jax.tree.map(np.array, self.carry[0])
         self.active = np.zeros(b, bool)
         self.open = np.zeros(b, bool)

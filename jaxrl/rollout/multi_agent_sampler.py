@@ -95,6 +95,8 @@ class MultiAgentSampler:
                 policies[pid],
                 [Slot(e, agent) for e in range(len(self.runners)) for agent in agents],
                 make_filter(config.observation_filter, policies[pid].spec.obs_space),
+                worker_index=worker_index,
+                num_workers=num_workers,
             )
             for pid, agents in agents_of.items()
         }

@@ -96,7 +96,7 @@ class VectorSampler:
         self._key = self.key if number is None else jax.random.fold_in(self.key, number)
         seeds = np.random.SeedSequence([self.config.seed or 0, self.worker_index, *salt]).generate_state(env.num_envs)
         self._obs = env.reset([int(seed) for seed in seeds])
-        self._carry = self.policy.initial_carry(env.num_envs)
+        self._carry = self.policy.initial_carry(env.num_envs, self.worker_index, self.num_workers)
         self._step = self._unroll = self._final_slots = 0
         self._start = np.ones(env.num_envs, bool)
         self._prev_actions: PyTree = empty_rows(self.policy.spec.action_space, env.num_envs)
