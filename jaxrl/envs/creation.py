@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -12,8 +13,10 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from jaxrl import registry
+from jaxrl.envs.atari import AtariCreator, atari_id, is_preprocessed
 from jaxrl.envs.checks import env_failure
 from jaxrl.envs.env_context import EnvContext
+from jaxrl.envs.quick_discrete import check_actions_quickly
 from jaxrl.types import ConfigError, JaxrlError
 
 _CONTEXT_NAMES = {"config", "env_config", "env_context", "context", "ctx"}
@@ -78,8 +81,12 @@ class EnvCreator:
                 )
             return self.instances[context.vector_index]
         if self.gym_id is not None:
-            # jaxrl's own checks say more than gymnasium's and cost less.
-            return gym.make(self.gym_id, **{"disable_env_checker": True, **context})
+            # jaxrl's own checks say more than gymnasium's and cost less, and its samplers reset before they step.
+            spec = copy.deepcopy(gym.spec(self.gym_id))
+            spec.order_enforce = False
+            env = gym.make(spec, **{"disable_env_checker": True, **context})
+            check_actions_quickly(env)
+            return env
         if _takes_context(self.target, context):
             return self.target(context)
         return self.target(**context)
@@ -91,6 +98,7 @@ def make_env_creator(env: Any) -> EnvCreator:
     Args:
         env: one of
             - a gymnasium id: `env_config` goes to `gymnasium.make` as keyword arguments (`render_mode` too);
+            - an Atari id of ale-py: the same, after the options of the preprocessing (`jaxrl.envs.AtariOptions`);
             - a registered name (`jaxrl.registry.register_env`), the built-in environments included;
             - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where it takes one positional
               parameter for it, else with `env_config` as keyword arguments;
@@ -111,6 +119,8 @@ def make_env_creator(env: Any) -> EnvCreator:
     if isinstance(env, str):
         return _from_name(env)
     if isinstance(env, EnvSpec):
+        if atari_id(env.id) is not None:
+            return _from_name(env.id)
         return EnvCreator(None, env.id, gym_id=env.id) if env.id in gym.registry else EnvCreator(env.make, env.id)
     if inspect.isclass(env):
         return EnvCreator(env, env.__name__)
@@ -128,11 +138,26 @@ def make_env_creator(env: Any) -> EnvCreator:
     )
 
 
+def gets_sign_rewards(env: Any, env_config: Mapping[str, Any]) -> bool:
+    """Whether learning sees the sign of rewards where the configuration does not say: for preprocessed Atari ids.
+
+    Args:
+        env: as `make_env_creator` takes it.
+        env_config: its options.
+    """
+    if not isinstance(env, str | EnvSpec | EnvCreator):
+        return False
+    return isinstance(make_env_creator(env).target, AtariCreator) and is_preprocessed(env_config)
+
+
 def _from_name(name: str) -> EnvCreator:
     found = registry.lookup("env", name)
     if found is not None:
         creator = make_env_creator(found)
         return EnvCreator(creator.target, name, creator.gym_id)
+    game = atari_id(name)
+    if game is not None:
+        return EnvCreator(AtariCreator(game), name)
     if name in gym.registry:
         return EnvCreator(None, name, gym_id=name)
     module, _, attribute = name.partition(":")
@@ -158,9 +183,8 @@ def _unknown(name: str, error: Exception) -> str:
     base = name.rpartition("/")[2].rpartition("-v")[0].casefold()
     near += [key for key in known if base and key.casefold().startswith(f"{base}-v") and key not in near]
     hint = f"; the nearest are {', '.join(near[:4])}" if near else ""
-    extra = "; Atari needs `pip install 'jaxrl[atari]'`" if name.startswith("ALE/") or "NoFrameskip" in name else ""
     return (
-        f"env: unknown environment {name!r} ({error}){hint}{extra}. "
+        f"env: unknown environment {name!r} ({error}){hint}. "
         "Expected a gymnasium id, a name registered with jaxrl.registry.register_env, or 'pkg.mod:Class'"
     )
 

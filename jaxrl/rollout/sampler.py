@@ -16,11 +16,11 @@ import numpy as np
 
 from jaxrl.callbacks import Callbacks
 from jaxrl.data import SampleBatch
-from jaxrl.envs import VectorEnv, check_fragment, empty_rows
+from jaxrl.envs import EPISODE_CONTINUES, VectorEnv, check_fragment, empty_rows
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
 from jaxrl.rollout.acting import LeanAct
-from jaxrl.rollout.actions import action_transform, clip_rewards
+from jaxrl.rollout.actions import action_transform, clip_rewards, reward_rule
 from jaxrl.rollout.agent_rows import final_slots, refill
 from jaxrl.rollout.episodes import EpisodeTracker
 from jaxrl.rollout.filters import Filter
@@ -74,6 +74,7 @@ class VectorSampler:
         spec = getattr((env.envs or [None])[0], "spec", None)
         limits = [config.horizon, getattr(spec, "max_episode_steps", None)]
         self._longest_episode = min((limit for limit in limits if limit is not None), default=None)
+        self._reward_rule = reward_rule(config)
         self._reads = policy.spec.act_reads
         self._reads_previous = bool(self._reads & {"prev_actions", "prev_rewards"})
         self._recurrent = policy.spec.recurrent
@@ -130,6 +131,7 @@ class VectorSampler:
         before = Before(self._carry[0], self._prev_actions, self._prev_rewards)
         rows.starts[0] = self._start
         ended: list[tuple[int, int, Any]] = []
+        going_on: set[tuple[int, int]] = set()  # ends for learning alone
         valid: list[np.ndarray] = []
         logps: list[Any] = []
         active = np.ones(num_envs, bool) if self.complete else None
@@ -156,6 +158,9 @@ class VectorSampler:
             moved = ~env.filler_mask if env.filler_rows else active
             if moved is not None:
                 valid.append(moved)
+            for b, _ in env_ended:
+                if env.reset_infos[b].get(EPISODE_CONTINUES):
+                    going_on.add((i, b))
             if self.config.horizon is not None:
                 env_ended = self._cut_at_horizon(i, rows, raw, env_ended, horizon_t, moved)
             if not self.filter.identity:
@@ -165,7 +170,8 @@ class VectorSampler:
             if env_ended or moved is not None:
                 self._mark_starts(i, rows, env_ended, moved)
             if self._live is not None:
-                self._live.step(rows.rewards[i], env_ended, moved)
+                over = [(b, final) for b, final in env_ended if (i, b) not in going_on]
+                self._live.step(rows.rewards[i], over, moved)
             if self._reads_previous:
                 self._set_previous(actions, rows.rewards[i], rows.starts[i + 1])
             if active is not None:
@@ -177,19 +183,21 @@ class VectorSampler:
             i += 1
         if not self._reads_previous:
             self._set_previous(actions, rows.rewards[i - 1], rows.starts[i])
-        fragment = self._fragment(rows, i, ended, valid, logps, before)
+        fragment = self._fragment(rows, i, ended, going_on, valid, logps, before)
         self.perf.add(i, env_wait, inference, clock() - began)
         return fragment
 
     def _act(self, weights: Weights, obs: PyTree, start: np.ndarray) -> tuple[PyTree, Any]:
         reads = self._reads
-        inputs = ActInputs(
-            obs,
-            self._step,
-            self._prev_actions if "prev_actions" in reads else None,
-            self._prev_rewards if "prev_rewards" in reads else None,
-            start if self._recurrent else None,
-        )
+        inputs: tuple = (obs, self._step)
+        if reads:
+            inputs = ActInputs(
+                obs,
+                self._step,
+                self._prev_actions if "prev_actions" in reads else None,
+                self._prev_rewards if "prev_rewards" in reads else None,
+                start if self._recurrent else None,
+            )
         actions, self._carry, logp = self._lean_act(weights, inputs, self._carry, self._key, self.explore)
         actions = np.asarray(actions) if isinstance(actions, jax.Array) else jax.tree.map(np.asarray, actions)
         return actions, logp
@@ -235,7 +243,7 @@ class VectorSampler:
         return env_ended
 
     def _set_previous(self, actions: PyTree, rewards: np.ndarray, start: np.ndarray) -> None:
-        self._prev_actions, self._prev_rewards = actions, clip_rewards(rewards, self.config.clip_rewards)
+        self._prev_actions, self._prev_rewards = actions, clip_rewards(rewards, self._reward_rule)
         if start.any():
             self._prev_actions = jax.tree.map(lambda a: zeroed(a, start), actions)
             self._prev_rewards[start] = 0.0
@@ -247,6 +255,7 @@ class VectorSampler:
         rows: FragmentRows,
         steps: int,
         ended: list[tuple[int, int, Any]],
+        going_on: set[tuple[int, int]],
         valid_rows: list[np.ndarray],
         logps: list[Any],
         before: Before,
@@ -264,12 +273,12 @@ class VectorSampler:
             starts[:-1] &= valid
         rewards = rows.rewards[:steps]
         index = self._tracker.index(starts)
-        records = self._tracker.finish(rewards, [(i, b) for i, b, _ in ended], valid)
+        records = self._tracker.finish(rewards, [(i, b) for i, b, _ in ended], valid, going_on)
         self.episodes.extend(records if self._live is None else self._live.complete(records))
         columns: dict[str, Any] = {
             "obs": rows.obs(steps),
             "actions": rows.actions(steps),
-            "rewards": clip_rewards(rewards, self.config.clip_rewards),
+            "rewards": clip_rewards(rewards, self._reward_rule),
             "terminateds": rows.terminateds[:steps],
             "truncateds": rows.truncateds[:steps],
             "t": index.t,

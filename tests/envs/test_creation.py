@@ -10,6 +10,7 @@ import pytest
 from jaxrl import registry
 from jaxrl.envs import ENVS, EnvContext, MultiAgentEnv, make_env_creator, make_vector_env
 from jaxrl.envs.examples.simple import SimpleCorridor
+from jaxrl.envs.quick_discrete import QuickDiscrete
 from jaxrl.types import ConfigError, EnvError
 
 
@@ -47,7 +48,6 @@ def test_gymnasium_ids_take_env_config_as_arguments():
         ("cartpole-v1", "CartPole-v1"),
         ("CartPol-v1", "CartPole-v1"),
         ("RepeatAfterM", "RepeatAfterMe"),
-        ("ALE/Pong-v5", "atari"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(name, near):
@@ -170,3 +170,18 @@ def test_vector_index_and_render():
     vector.reset([0, 1])
     assert np.shape(vector.render(1)) == (400, 600, 3)
     vector.close()
+
+
+def test_discrete_actions_are_checked_as_gymnasium_checks_them_but_quickly():
+    env = make_env_creator("CartPole-v1")({})
+    plain = gym.make("CartPole-v1").action_space
+    assert env.action_space == plain
+    assert plain == env.action_space
+    assert repr(env.action_space) == repr(plain)
+    for x in (0, 1, 2, -1, True, 0.0, "a", np.int64(1), np.int32(2), np.array(1), np.array([1])):
+        assert env.action_space.contains(x) == plain.contains(x), x
+    shifted = QuickDiscrete(3, start=-1)
+    assert [shifted.contains(x) for x in (-2, -1, 1, 2)] == [False, True, True, False]
+    env.reset(seed=0)
+    with pytest.raises(AssertionError, match="invalid"):
+        env.step(2)
