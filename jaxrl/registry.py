@@ -20,6 +20,7 @@ ALGORITHMS: Mapping[str, str] = {
     "PG": "jaxrl.algorithms.pg:PGTrainer",
     "A2C": "jaxrl.algorithms.a2c:A2CTrainer",
     "PPO": "jaxrl.algorithms.ppo:PPOTrainer",
+    "DQN": "jaxrl.algorithms.dqn:DQNTrainer",
 }
 
 # A name that is not in the table yet may be registered by the package that holds the built-in ones: it is imported on a

@@ -6,6 +6,7 @@ A row array holds one leaf of the space for many environments, `[B, ...]`. Dtype
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ class Leaf(NamedTuple):
     dtype: np.dtype
 
 
+@functools.cache
 def row_dtype(dtype: Any) -> np.dtype:
     """Returns the dtype that a column of this dtype gets: 64-bit kinds become 32-bit, others are kept."""
     name = np.dtype(dtype).name

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxrl.data import MultiAgentBatch
 from jaxrl.execution.learner import Learner
+from jaxrl.execution.replay_memory import ReplayMemory
 from jaxrl.metrics import Counters, Timer
 from jaxrl.rollout import WorkerSet
 from jaxrl.types import PolicyID
@@ -27,6 +28,7 @@ class PlanContext:
         counters: host counters by name, saved in checkpoints.
         timers: timers by name; never saved.
         learner_info: metrics of the last learning by policy.
+        memory: the replay memory of a plan that has one.
     """
 
     def __init__(self, config: Any, workers: WorkerSet, learners: Mapping[PolicyID, Learner]):
@@ -34,6 +36,7 @@ class PlanContext:
         self.counters = Counters()
         self.timers: dict[str, Timer] = {}
         self.learner_info: dict[PolicyID, dict[str, Any]] = {}
+        self.memory: ReplayMemory | None = None
 
     def timer(self, name: str) -> Timer:
         """The timer called `name`, made on first use."""

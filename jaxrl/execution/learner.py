@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrl import trees
@@ -114,6 +115,21 @@ class Learner:
         new = {name: jnp.asarray(value, jnp.float32) for name, value in coeffs.items()}
         self._state = self._state.replace(coeffs={**self._state.coeffs, **self._replicated(new)})
 
+    def update_target(self, tau: float = 1.0) -> None:
+        """Moves the target network: `target = tau * params + (1 - tau) * target`.
+
+        Raises:
+            ConfigError: the policy has no target network.
+        """
+        state = self._state
+        if state.target_params is None:
+            raise ConfigError(
+                f"policy {self.policy_id!r} has no target network; give build_policy a target_fn, or leave "
+                "UpdateTargetNetwork out of the plan."
+            )
+        target = state.params if tau == 1.0 else _moved(state.target_params, state.params, np.float32(tau))
+        self._state = state.replace(target_params=target)
+
     def update_schedules(self, timestep: int) -> None:
         """Evaluates the schedules of coeffs at `timestep` (env steps sampled)."""
         schedules = self.policy.spec.schedules
@@ -147,6 +163,11 @@ class Learner:
             spec = PartitionSpec(DATA_AXIS) if name in ("state_in", "last_obs") else spec
             columns[name] = jax.device_put(batch[name], NamedSharding(self._mesh, spec))
         return SampleBatch._make(columns, batch.time_major)
+
+
+@jax.jit
+def _moved(target: Params, params: Params, tau: Any) -> Params:
+    return optax.incremental_update(params, target, tau)
 
 
 def _mesh(num_devices: int) -> Mesh | None:

@@ -75,6 +75,8 @@ def CollectMetrics(ctx: PlanContext) -> Operator:
             "info": {"learner": {pid: dict(info) for pid, info in ctx.learner_info.items()}, **counters},
             "timers": {key: value for name, timer in ctx.timers.items() for key, value in timer.stats(name).items()},
         }
+        if ctx.memory is not None:
+            result["info"]["replay_buffer"] = ctx.memory.stats()
         return history, result
 
     return Operator("CollectMetrics", apply, init=list, host_only=True)

@@ -7,6 +7,7 @@ from jaxrl.policies.gradients import GRAD_NORM, global_norm
 from jaxrl.policies.learning import DATA_AXIS
 from jaxrl.policies.optimizers import every
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
+from jaxrl.policies.targets import target_update
 
 __all__ = [
     "DATA_AXIS",
@@ -20,4 +21,5 @@ __all__ = [
     "build_policy",
     "every",
     "global_norm",
+    "target_update",
 ]

@@ -151,6 +151,9 @@ class PolicyBuilder:
     def value(self, weights: Weights, obs: PyTree, state: PyTree = ()) -> Array:
         return self.one_step(weights[0], ModelInputs(obs=obs), state)[1]
 
+    def postprocesses(self, reads: frozenset[str]) -> bool:
+        return self.recurrent or self.factory.postprocess_fn is not None or bool(reads & PRODUCED)
+
     def make_postprocess(self, reads: frozenset[str]) -> Callable[..., SampleBatch]:
         hook, config = self.factory.postprocess_fn, self.config
 
@@ -176,7 +179,7 @@ class PolicyBuilder:
         def postprocess(
             weights: Weights, batch: SampleBatch, others: Mapping[str, SampleBatch] | None = None, key: Any = None
         ) -> SampleBatch:
-            if not (self.recurrent or hook is not None or reads & PRODUCED):
+            if not self.postprocesses(reads):
                 return batch
             key = jax.random.key(0) if key is None else key
             filled = fill(weights, batch, others or {}, key)
@@ -291,6 +294,7 @@ class PolicyBuilder:
             coeffs=self.coeffs,
             schedules=self.schedules,
             recurrent=self.recurrent,
+            postprocesses=self.postprocesses(reads),
         )
         gradients = make_gradients(factory.loss_fn, self.make_context)
         prepare = self.make_prepare(reads)

@@ -60,6 +60,7 @@ class PolicySpec(NamedTuple):
         coeffs: default of each coeff by name.
         schedules: schedules of coeffs over env steps, evaluated on the host.
         recurrent: whether the model carries a state.
+        postprocesses: whether `postprocess` does anything; else it gives its batch back.
     """
 
     name: str
@@ -74,6 +75,7 @@ class PolicySpec(NamedTuple):
     coeffs: Mapping[str, float]
     schedules: Mapping[str, Schedule]
     recurrent: bool
+    postprocesses: bool
 
 
 class Policy(NamedTuple):

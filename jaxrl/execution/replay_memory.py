@@ -1,0 +1,109 @@
+"""ReplayMemory: the replay buffers of a plan, one for each policy."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxrl.data import MultiAgentBatch, SampleBatch
+from jaxrl.replay import ReplayBuffer
+from jaxrl.types import CheckpointError, ConfigError, PolicyID
+
+
+class ReplayMemory:
+    """Owns the states of the replay buffers, which the operators of a plan share.
+
+    Args:
+        buffer: the functions of a replay buffer; each policy has a state of its own, made with its first fragment.
+        policies: ids of the policies that learn; the rows of others are not kept.
+        learning_starts: rows of each policy before the first batch is drawn.
+        lockstep: all policies' batches are of the same time steps: one draw stands for all.
+        store_in_checkpoints: checkpoints hold the contents.
+
+    Attributes:
+        states: state of the buffer by policy.
+    """
+
+    def __init__(
+        self,
+        buffer: ReplayBuffer,
+        policies: tuple[PolicyID, ...],
+        *,
+        learning_starts: int = 0,
+        lockstep: bool = False,
+        store_in_checkpoints: bool = False,
+    ):
+        self.buffer, self.policies, self.lockstep = buffer, policies, lockstep
+        self.learning_starts, self.store_in_checkpoints = learning_starts, store_in_checkpoints
+        self.states: dict[PolicyID, Any] = {}
+
+    def add(self, batch: MultiAgentBatch) -> None:
+        """Stores the rows of every policy that learns."""
+        for pid in self.policies:
+            if pid not in batch:
+                continue
+            if pid not in self.states:
+                self.states[pid] = self.buffer.init(batch[pid])
+            self.states[pid] = self.buffer.add(self.states[pid], batch[pid])
+
+    @property
+    def ready(self) -> bool:
+        """Whether every policy has enough rows to learn from."""
+        needed = max(1, self.learning_starts)
+        return all(pid in self.states and self.buffer.size(self.states[pid]) >= needed for pid in self.policies)
+
+    def sample(self, rng: np.random.Generator, n: int, beta: float) -> MultiAgentBatch:
+        """`n` rows of every policy, with importance weights for `beta`.
+
+        Raises:
+            ConfigError: in lockstep, policies hold different numbers of rows.
+        """
+        if self.lockstep:
+            sizes = {pid: self.buffer.size(self.states[pid]) for pid in self.policies}
+            if len(set(sizes.values())) > 1:
+                raise ConfigError(
+                    f"replay_mode='lockstep': expected as many rows of every policy, got {sizes}; every agent must act "
+                    "in every step, and each policy have as many agents. Use 'independent'."
+                )
+        shared = rng.random(n) if self.lockstep else None
+        batches = {
+            pid: self.buffer.sample(self.states[pid], rng.random(n) if shared is None else shared, beta)
+            for pid in self.policies
+        }
+        return MultiAgentBatch(batches, env_steps=max(batch.count for batch in batches.values()))
+
+    def update(self, policy_id: PolicyID, batch: SampleBatch, priorities: np.ndarray) -> None:
+        """New priorities for the rows of a batch that was sampled from this memory."""
+        indexes = np.asarray(batch["batch_indexes"])
+        self.states[policy_id] = self.buffer.update(self.states[policy_id], indexes, priorities)
+
+    def stats(self) -> dict[PolicyID, dict[str, int]]:
+        """Rows and bytes held, by policy."""
+        return {
+            pid: {"size": self.buffer.size(state), "size_bytes": self.buffer.nbytes(state)}
+            for pid, state in self.states.items()
+        }
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes the contents, a directory for each policy; nothing where checkpoints should not hold them."""
+        from jaxrl.replay import save
+
+        if self.store_in_checkpoints:
+            for pid, state in self.states.items():
+                save(state, directory / pid)
+
+    def load(self, directory: pathlib.Path) -> dict[PolicyID, Any]:
+        """What `save` wrote, to be assigned to `states`; empty where it wrote nothing.
+
+        Raises:
+            CheckpointError: of other policies, or a buffer of other options or shapes.
+        """
+        from jaxrl.replay import load
+
+        found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        unknown = sorted(set(found) - set(self.policies))
+        if unknown:
+            raise CheckpointError(f"{directory}: replay contents of policies {unknown}; there are {self.policies}.")
+        return {pid: load(self.buffer, directory / pid) for pid in found}

@@ -1,0 +1,164 @@
+"""What algorithms that learn from replayed experience share: options, plan, checks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxrl.config import option
+from jaxrl.execution.concurrency_ops import Concurrently
+from jaxrl.execution.context import PlanContext
+from jaxrl.execution.iterators import LocalIterator
+from jaxrl.execution.metric_ops import StandardMetricsReporting
+from jaxrl.execution.replay_memory import ReplayMemory
+from jaxrl.execution.replay_ops import (
+    Replay,
+    StoreToReplayBuffer,
+    UpdatePriorities,
+    UpdateTargetNetwork,
+    updates_in_turn,
+)
+from jaxrl.execution.rollout_ops import ParallelRollouts
+from jaxrl.execution.train_ops import TrainOneStep
+from jaxrl.replay import ReplayBuffer, prioritized_replay, uniform_replay
+from jaxrl.schedules import LinearSchedule
+from jaxrl.trainers.config import CommonConfig
+from jaxrl.types import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OffPolicyConfig(CommonConfig):
+    """Options of algorithms that learn from replayed experience."""
+
+    rollout_fragment_length: int | Literal["auto"] = option(4, "Steps of each environment per fragment.")
+    train_batch_size: int = option(32, "Rows of a batch drawn from the replay memory: one gradient step.", low=1)
+    timesteps_per_iteration: int = option(1000, "Env steps of an iteration at least; 0: one round of learning.", low=0)
+    training_intensity: float | None = option(
+        None,
+        "Rows trained on for each env step sampled: train_batch_size is one gradient step per env step; None: one "
+        "gradient step for each round of rollouts.",
+    )
+    buffer_size: int = option(50_000, "Rows that the replay memory of each policy holds.", low=1)
+    learning_starts: int = option(1000, "Rows of each policy before learning begins.", low=0)
+    n_step: int = option(1, "Steps that a replayed row's reward sums, at most to its episode's end.", low=1)
+    prioritized_replay: bool = option(False, "Draw rows by priority, the size of their TD error, instead of evenly.")
+    prioritized_replay_alpha: float = option(0.6, "Exponent of priorities; 0: none.", low=0)
+    prioritized_replay_beta: float = option(0.4, "Exponent of the importance weights at the beginning.", low=0, high=1)
+    final_prioritized_replay_beta: float = option(0.4, "Exponent of the importance weights at last.", low=0, high=1)
+    prioritized_replay_beta_annealing_timesteps: int = option(
+        20_000, "Env steps over which the exponent of the importance weights goes to its last value.", low=1
+    )
+    prioritized_replay_eps: float = option(1e-6, "Added to priorities, so that every row can be drawn.", low=0)
+    target_network_update_freq: int = option(
+        500, "Env steps between updates of the target network; 0: after every gradient step.", low=0
+    )
+    tau: float = option(1.0, "An update of the target network: tau * params + (1 - tau) * target.", low=0, high=1)
+    replay_mode: Literal["independent", "lockstep"] = option(
+        "independent", "Policies draw rows of their own, or (lockstep) all of the same time steps."
+    )
+    replay_frame_stack: int = option(
+        0,
+        "Frames stacked on the last axis of observations, of which the memory stores the newest; 0: as they are.",
+    )
+    store_buffer_in_checkpoints: bool = option(
+        False, "Checkpoints hold the replay memory; else a restored run gathers learning_starts rows anew."
+    )
+
+
+def make_buffer(config: Any) -> ReplayBuffer:
+    """The replay buffer of rows that the options ask for."""
+    options = {"n_step": config.n_step, "gamma": config.gamma, "frame_stack": config.replay_frame_stack}
+    if config.prioritized_replay:
+        return prioritized_replay(config.buffer_size, alpha=config.prioritized_replay_alpha, **options)
+    return uniform_replay(config.buffer_size, **options)
+
+
+def make_memory(ctx: PlanContext, buffer: ReplayBuffer) -> ReplayMemory:
+    """The replay memory of a plan, known to its context: results show its size, and checkpoints may hold it."""
+    config = ctx.config
+    ctx.memory = ReplayMemory(
+        buffer,
+        ctx.policies_to_train,
+        learning_starts=config.learning_starts,
+        lockstep=config.replay_mode == "lockstep",
+        store_in_checkpoints=config.store_buffer_in_checkpoints,
+    )
+    return ctx.memory
+
+
+def execution_plan(ctx: PlanContext) -> LocalIterator:
+    """Two plans in turn: rollouts into the replay memory; batches from it to the learner."""
+    return replay_plan(ctx, make_buffer(ctx.config))
+
+
+def replay_plan(
+    ctx: PlanContext,
+    buffer: ReplayBuffer,
+    *,
+    batch_items: int | None = None,
+    priorities: Callable[..., Any] | None = None,
+) -> LocalIterator:
+    """The plan of `execution_plan` with another replay buffer.
+
+    Args:
+        ctx: the plan's context.
+        buffer: of rows, or of sequences.
+        batch_items: rows, or sequences, of a train batch; None: `train_batch_size`.
+        priorities: see `UpdatePriorities`.
+    """
+    config = ctx.config
+    memory = make_memory(ctx, buffer)
+    num_batches, weights = updates_in_turn(updates_per_round(config))
+    beta = LinearSchedule(
+        config.prioritized_replay_beta_annealing_timesteps,
+        config.final_prioritized_replay_beta,
+        config.prioritized_replay_beta,
+    )
+    store = ParallelRollouts(ctx, mode="bulk_sync").for_each(StoreToReplayBuffer(ctx, memory))
+    batches = Replay(ctx, memory, batch_items or config.train_batch_size, num_batches=num_batches, beta=beta)
+    learn = batches.for_each(TrainOneStep(ctx))
+    if config.prioritized_replay:
+        options = {} if priorities is None else {"priorities": priorities}
+        learn = learn.for_each(UpdatePriorities(ctx, memory, eps=config.prioritized_replay_eps, **options))
+    if config.target_network_update_freq:
+        learn = learn.for_each(UpdateTargetNetwork(ctx, config.target_network_update_freq, tau=config.tau))
+    both = Concurrently([store, learn], output_indexes=[1], round_robin_weights=weights, seed=config.seed)
+    return StandardMetricsReporting(ctx, both)
+
+
+def updates_per_round(config: Any) -> float:
+    """Gradient steps for each round of rollouts."""
+    if config.training_intensity is None:
+        return 1
+    rows = config.rollout_fragment_length * config.num_envs_per_worker * max(1, config.num_workers)
+    return config.training_intensity * rows / config.train_batch_size
+
+
+def validate_config(config: Any) -> Any:
+    """Checks the sizes of the replay memory; each batch drawn from it is one gradient step.
+
+    Raises:
+        ConfigError: sizes that cannot work together, or an option that has no meaning here.
+    """
+    if config.buffer_size < config.train_batch_size:
+        raise ConfigError(
+            f"config: buffer_size={config.buffer_size} is smaller than train_batch_size={config.train_batch_size}; "
+            "make the buffer larger, or the batch smaller."
+        )
+    if config.learning_starts > config.buffer_size:
+        raise ConfigError(
+            f"config: learning_starts={config.learning_starts} is beyond buffer_size={config.buffer_size}, so learning "
+            "would never start; lower it, or make the buffer larger."
+        )
+    if config.training_intensity is not None and config.training_intensity <= 0:
+        raise ConfigError(f"config: training_intensity should be positive or None, got {config.training_intensity}.")
+    if config.num_sgd_iter != 1 or config.sgd_minibatch_size not in (0, config.train_batch_size):
+        raise ConfigError(
+            f"config: num_sgd_iter={config.num_sgd_iter} and sgd_minibatch_size={config.sgd_minibatch_size} have no "
+            "meaning with replay: each batch of train_batch_size rows is one gradient step. Set train_batch_size and "
+            "training_intensity."
+        )
+    # Batches drawn together are joined: the learner takes them apart again, in order.
+    return dataclasses.replace(config, sgd_minibatch_size=config.train_batch_size, shuffle_sequences=False)
