@@ -149,9 +149,9 @@ def make_plan(spec: ReplaySpec, state: ReplayState, columns: dict[str, PyTree], 
     source = rows.source
     eps, t = columns["eps_id"].reshape(-1)[source], columns["t"].reshape(-1)[source]
     terminated = columns["terminateds"].reshape(-1)[source]
-    ended = terminated | columns["truncateds"].reshape(-1)[source]
+    ended = np.logical_or(terminated, columns["truncateds"].reshape(-1)[source])
     agent = columns["agent_index"].reshape(-1)[source] if "agent_index" in columns else None
-    stop: np.ndarray = ended | rows.last
+    stop = np.logical_or(ended, rows.last)
     stop[:-1] |= (eps[1:] != eps[:-1]) | (t[1:] != t[:-1] + 1)
     if agent is not None:
         stop[:-1] |= agent[1:] != agent[:-1]

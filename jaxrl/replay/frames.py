@@ -106,7 +106,7 @@ def check_stacks(
         _require(
             start, np.broadcast_to(start[..., :1], start.shape), "an episode's first row does not repeat one frame"
         )
-        for row, slot in continued[some]:
+        for row, slot in continued[some] if leaf.shape[-1] > 1 else []:
             _require(leaf[row][..., -2], stored[slot], "a row's older frames are not those of the fragment before")
         _require(final[0][some][..., :-1], final[1][some][..., 1:], "a final observation does not follow its row")
 

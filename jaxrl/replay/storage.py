@@ -207,7 +207,7 @@ def evict(spec: ReplaySpec, state: ReplayState, start: int, stop: int) -> None:
         _free_successors(state, capacity, (outside.nonzero()[0] + start).tolist())
     if state.back is None:
         return
-    inside = links[~outside]
+    inside = _followers(state, np.arange(start, stop))
     state.back[inside] = LOST
     backs = state.back[start:stop]
     for first in backs[backs >= capacity].tolist():
@@ -231,6 +231,15 @@ def _free_successors(state: ReplayState, capacity: int, rows: list[int]) -> None
                 del state.lanes[key]
 
 
+def _followers(state: ReplayState, rows: np.ndarray) -> np.ndarray:
+    """The rows that come after `rows` and look back to them."""
+    assert state.back is not None
+    following = state.link[rows]
+    inside = following < len(state.link)
+    rows, following = rows[inside], following[inside]
+    return following[state.back[following] == rows]
+
+
 def _lose_frames(spec: ReplaySpec, state: ReplayState, rows: np.ndarray, start: int, stop: int) -> None:
     """Rows within k - 1 steps of an overwritten one cannot be rebuilt: they are sampled no more."""
     for _ in range(spec.frame_stack - 1):
@@ -241,5 +250,4 @@ def _lose_frames(spec: ReplaySpec, state: ReplayState, rows: np.ndarray, start: 
             state.unsampleable += len(lost)
             if state.tree is not None:
                 sum_tree.set(state.tree, lost, 0.0)
-        rows = state.link[rows]
-        rows = rows[rows < spec.capacity]
+        rows = _followers(state, rows)
