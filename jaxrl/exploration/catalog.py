@@ -14,7 +14,15 @@ from jaxrl.types import ConfigError
 
 # Names and factories `(action_space, **options) -> Exploration`; a keyword-only parameter of a factory is an option.
 BUILT_IN: Mapping[str, str] = {
+    "EpsilonGreedy": "jaxrl.exploration.epsilon_greedy:epsilon_greedy",
+    "GaussianNoise": "jaxrl.exploration.action_noise:gaussian_noise",
+    "OrnsteinUhlenbeckNoise": "jaxrl.exploration.action_noise:ornstein_uhlenbeck_noise",
+    "ParameterNoise": "jaxrl.exploration.parameter_noise:parameter_noise",
+    "PerWorkerEpsilonGreedy": "jaxrl.exploration.epsilon_greedy:per_worker_epsilon_greedy",
+    "PerWorkerGaussianNoise": "jaxrl.exploration.action_noise:per_worker_gaussian_noise",
+    "PerWorkerOrnsteinUhlenbeckNoise": "jaxrl.exploration.action_noise:per_worker_ornstein_uhlenbeck_noise",
     "Random": "jaxrl.exploration.random:random_actions",
+    "SoftQ": "jaxrl.exploration.soft_q:soft_q",
     "StochasticSampling": "jaxrl.exploration.stochastic_sampling:stochastic_sampling",
 }
 

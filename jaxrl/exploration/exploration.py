@@ -17,15 +17,15 @@ def no_state(batch_size: int, worker_index: int = 0, num_workers: int = 0) -> Py
     return ()
 
 
-def same_params(params: Params, state: PyTree) -> Params:
+def same_params(params: Params, state: PyTree, key: Any = None) -> Params:
     """Acts with the policy's own parameters."""
-    del state
+    del state, key
     return params
 
 
-def same_state(state: PyTree, batch: Any) -> PyTree:
+def same_state(state: PyTree, batch: Any, dist: Any = None, dist_clean: Any = None, coeffs: Any = None) -> PyTree:
     """Keeps the state as it is."""
-    del batch
+    del batch, dist, dist_clean, coeffs
     return state
 
 
@@ -36,10 +36,13 @@ class Exploration(NamedTuple):
         sample: `sample(dist, state, key, t, coeffs, explore) -> (actions [B, ...], logp [B] or None, state)`. `dist` is
             the action distribution `[B]`, `key` a key for this vector step alone, `t` its number, `coeffs` the current
             values of `coeffs`, `explore` a static bool: False asks for the greedy action. `logp` is the log-probability
-            of the actions under the exploration, or None where it is the policy's own (`samples_policy`).
+            of the actions under the exploration, or None where it is the policy's own (`samples_policy`) or not known.
         init: `init(batch_size, worker_index=0, num_workers=0) -> state`, a pytree; worker 0 is the in-process one.
-        perturb: `perturb(params, state) -> params` to act with: parameter noise.
-        update: `update(state, batch) -> state`, once per fragment.
+        perturb: `perturb(params, state, key) -> params` to act with: parameter noise. Called once at the start of each
+            fragment that explores, with a key of its own; not called where it does nothing (`perturbs` is False).
+        update: `update(state, batch, dist, dist_clean, coeffs) -> state`, once at the end of each fragment that was
+            acted in with perturbed parameters. `batch` is the fragment `[T, B]`, `dist` and `dist_clean` are the action
+            distributions `[T, B]` on its observations under the perturbed and the policy's own parameters.
         samples_policy: whether explored actions are samples of the policy's own distribution, so that their
             log-probability can be computed from the batch; otherwise `sample` returns it, or an algorithm that needs it
             refuses the exploration.
@@ -49,8 +52,13 @@ class Exploration(NamedTuple):
 
     sample: SampleFn
     init: Callable[..., PyTree] = no_state
-    perturb: Callable[[Params, PyTree], Params] = same_params
-    update: Callable[[PyTree, Any], PyTree] = same_state
+    perturb: Callable[..., Params] = same_params
+    update: Callable[..., PyTree] = same_state
     samples_policy: bool = False
     coeffs: Mapping[str, float] = {}
     schedules: Mapping[str, Schedule] = {}
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether it acts with parameters other than the policy's own."""
+        return self.perturb is not same_params
