@@ -34,8 +34,9 @@ RETIRED: Mapping[str, tuple[str, str]] = {
     "fake_sampler": ("policy.learn runs alone on any batch", "Call policy.learn on one batch to time the learner."),
     "_use_trajectory_view_api": ("a policy's loss and model say which columns exist", "Remove it."),
     "preprocessor_pref": (
-        "models take observations as they are (Dict, Tuple, Discrete, images)",
-        "Remove it; for Atari wrap the environment with jaxrl.envs, and set clip_rewards.",
+        "models take observations as they are (Dict, Tuple, Discrete, images), and Atari ids get DeepMind's "
+        "preprocessing",
+        "Remove it; env_config={'preprocessing': None} gives an Atari game as it is.",
     ),
     "compress_observations": ("new_obs is derived, so that images travel once", "Remove it."),
     "remote_worker_envs": ("sub-environments step in processes, not in actors", 'Use env_stepping="async".'),

@@ -1,7 +1,8 @@
 """Environments: contexts, creation, the sampler's vector view, multi-agent environments, examples and probes."""
 
+from jaxrl.envs.atari import AtariOptions, DeepMindAtari
 from jaxrl.envs.checks import EnvPlace, check_fragment
-from jaxrl.envs.creation import EnvCreator, make_env_creator
+from jaxrl.envs.creation import EnvCreator, gets_sign_rewards, make_env_creator
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.list_vector_env import ListVectorEnv
 from jaxrl.envs.multi_agent import MultiAgentEnv, agent_space, make_multi_agent
@@ -11,13 +12,16 @@ from jaxrl.envs.native_vector_env import NativeVectorEnv
 from jaxrl.envs.process_vector_env import ProcessVectorEnv
 from jaxrl.envs.replay_log import ResumeWarning
 from jaxrl.envs.rows import empty_rows
-from jaxrl.envs.vector_env import VectorEnv
+from jaxrl.envs.vector_env import EPISODE_CONTINUES, VectorEnv
 from jaxrl.envs.vectorize import make_environments, make_vector_env
 
 register_built_in()
 
 __all__ = [
     "ENVS",
+    "EPISODE_CONTINUES",
+    "AtariOptions",
+    "DeepMindAtari",
     "EnvContext",
     "EnvCreator",
     "EnvPlace",
@@ -32,6 +36,7 @@ __all__ = [
     "agent_space",
     "check_fragment",
     "empty_rows",
+    "gets_sign_rewards",
     "make_env_creator",
     "make_environments",
     "make_multi_agent",

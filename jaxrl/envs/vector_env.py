@@ -13,6 +13,11 @@ from jaxrl.envs.checks import EnvPlace
 # (index of the environment, its true final observation)
 Ended = list[tuple[int, Any]]
 
+# A key of the infos of an end and of the reset after it. True in the reset's: for learning an episode has ended, and
+# what is played (a game of several lives) goes on; results count it as one episode. A step that ends an episode so says
+# that the reset will go on, unless it finds that there is nothing left to play.
+EPISODE_CONTINUES = "episode_continues"
+
 
 class VectorEnv(abc.ABC):
     """B environments behind one `step` that writes into rows which the sampler owns.
@@ -34,7 +39,7 @@ class VectorEnv(abc.ABC):
         can_skip: whether `step(active=...)` may leave environments out.
         filler_mask: bool `[B]`, the rows of the last step that were no transition.
         infos: `infos[b]` is the info of environment b's last step (the final one where it has just ended).
-        reset_infos: `reset_infos[b]` is the info of environment b's last reset.
+        reset_infos: `reset_infos[b]` is the info of environment b's last reset; see `EPISODE_CONTINUES`.
         envs: the environments, or None where they are not Python objects of this process.
     """
 

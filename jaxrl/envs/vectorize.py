@@ -81,7 +81,8 @@ def make_environments(
         first.close()
         raise ConfigError(
             f"env_stepping='native': expected an environment with a vector env of its own, and {creator.name} has "
-            "none; use 'auto', 'sync' or 'async', or a creator that returns a gymnasium.vector.VectorEnv"
+            "none that does the same; use 'auto', 'sync' or 'async', or a creator that returns a "
+            "gymnasium.vector.VectorEnv"
         )
     if creator.instances is not None and len(creator.instances) != num_envs:
         raise ConfigError(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from jaxrl.envs import gets_sign_rewards
 from jaxrl.types import PyTree
 
 
@@ -57,6 +58,13 @@ def action_transform(space: spaces.Space, *, normalize: bool, clip: bool) -> Cal
 
 def _is_bounded(space: spaces.Space) -> bool:
     return isinstance(space, spaces.Box) and bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
+
+
+def reward_rule(config: Any) -> Any:
+    """The rule for `clip_rewards` that a config asks for; None there: the sign for preprocessed Atari, else None."""
+    if config.clip_rewards is None and gets_sign_rewards(config.env, config.env_config):
+        return True
+    return config.clip_rewards
 
 
 def clip_rewards(rewards: np.ndarray, rule: Any) -> np.ndarray:

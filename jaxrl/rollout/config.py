@@ -53,7 +53,8 @@ class RolloutConfig:
     soft_horizon: bool = option(False, "At the horizon the episode ends without resetting the environment.")
     clip_rewards: bool | float | tuple[float, float] | None = option(
         None,
-        "Rewards that learning sees: True: their sign; a number c: clipped to [-c, c]; (low, high); None: as they are.",
+        "Rewards that learning sees: True: their sign; a number c: clipped to [-c, c]; (low, high); False: as they "
+        "are; None: their sign for Atari ids, else as they are.",
     )
     clip_actions: bool = option(True, "Clip Box actions to the space before they reach the environment.")
     normalize_actions: bool = option(False, "Policies act in [-1, 1], mapped to the bounds of the Box action space.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ class FragmentIndex(NamedTuple):
 class EpisodeTracker:
     """Which episode each environment is in, how long it is and what it has earned, carried from fragment to fragment.
 
+    Where an end is one for learning alone (a lost life), the record of the whole game comes at its true end.
+
     Args:
         num_envs: B.
         worker_index, num_workers: make episode numbers unique among workers.
@@ -34,6 +37,8 @@ class EpisodeTracker:
         self.eps_id = np.zeros(num_envs, np.int64)
         self.length = np.zeros(num_envs, np.int64)
         self.reward = np.zeros(num_envs, np.float64)
+        self.earlier_length = np.zeros(num_envs, np.int64)
+        self.earlier_reward = np.zeros(num_envs, np.float64)
 
     def next_id(self) -> int:
         """The number of a new episode."""
@@ -55,20 +60,24 @@ class EpisodeTracker:
             )
         # Numbers grow with time, so running maxima carry each start's row and number down its column.
         rows = np.arange(steps + 1)[:, None]
-        begin = np.where(starts, rows, -1)
+        begin = np.where(starts, rows, np.iinfo(np.int64).min)
         ids = np.full((steps + 1, width), -1, np.int64)
         for i, b in np.argwhere(starts):
             ids[i, b] = self.next_id()
         begin[0] = np.where(starts[0], 0, -self.length)
         ids[0] = np.where(starts[0], ids[0], self.eps_id)
-        begin = np.maximum.accumulate(np.where(begin == -1, np.iinfo(np.int64).min, begin), axis=0)
+        begin = np.maximum.accumulate(begin, axis=0)
         ids = np.maximum.accumulate(ids, axis=0)
         self.eps_id = ids[-1].copy()
         t = rows - begin
         return FragmentIndex(t[:-1].astype(np.int32), ids[:-1].astype(np.int32))
 
     def finish(
-        self, rewards: np.ndarray, ended: list[tuple[int, int]], valid: np.ndarray | None
+        self,
+        rewards: np.ndarray,
+        ended: list[tuple[int, int]],
+        valid: np.ndarray | None,
+        going_on: Collection[tuple[int, int]] = (),
     ) -> list[EpisodeRecord]:
         """Records of the episodes that ended in a fragment, in the order in which they ended.
 
@@ -76,6 +85,7 @@ class EpisodeTracker:
             rewards: float64 `[T, B]`, as the environments gave them.
             ended: `(t, b)` of each ended row, in order.
             valid: bool `[T, B]`, False where a row is no transition; None if all are.
+            going_on: those of `ended` after which the game goes on.
         """
         begin = [0] * rewards.shape[1]
         records = []
@@ -87,16 +97,28 @@ class EpisodeTracker:
 
         for i, b in ended:
             add(b, i + 1)
-            length, reward = int(self.length[b]), float(self.reward[b])
-            records.append(EpisodeRecord(length, reward, {(SINGLE_AGENT, DEFAULT_POLICY_ID): reward}))
+            length = int(self.earlier_length[b] + self.length[b])
+            reward = float(self.earlier_reward[b] + self.reward[b])
             self.length[b], self.reward[b] = 0, 0.0
+            if (i, b) in going_on:
+                self.earlier_length[b], self.earlier_reward[b] = length, reward
+                continue
+            self.earlier_length[b], self.earlier_reward[b] = 0, 0.0
+            records.append(EpisodeRecord(length, reward, {(SINGLE_AGENT, DEFAULT_POLICY_ID): reward}))
         for b in range(len(begin)):
             add(b, len(rewards))
         return records
 
     def get_state(self) -> dict[str, Any]:
         """The tracker's state, for a checkpoint."""
-        return {"count": self._count, "eps_id": self.eps_id, "length": self.length, "reward": self.reward}
+        return {
+            "count": self._count,
+            "eps_id": self.eps_id,
+            "length": self.length,
+            "reward": self.reward,
+            "earlier_length": self.earlier_length,
+            "earlier_reward": self.earlier_reward,
+        }
 
     def set_state(self, state: dict[str, Any], restored: list[bool]) -> None:
         """Takes a saved state back; environments that did not come back start a new episode."""
@@ -104,6 +126,9 @@ class EpisodeTracker:
         self.eps_id = np.array(state["eps_id"], np.int64)
         self.length = np.array(state["length"], np.int64)
         self.reward = np.array(state["reward"], np.float64)
+        self.earlier_length = np.array(state.get("earlier_length", np.zeros_like(self.length)), np.int64)
+        self.earlier_reward = np.array(state.get("earlier_reward", np.zeros_like(self.reward)), np.float64)
         for b, same in enumerate(restored):
             if not same:
                 self.eps_id[b], self.length[b], self.reward[b] = self.next_id(), 0, 0.0
+                self.earlier_length[b], self.earlier_reward[b] = 0, 0.0

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from jaxrl.envs import EnvContext, EnvPlace, MultiAgentEnv, MultiAgentRunner, make_env_creator
+from jaxrl.envs import EPISODE_CONTINUES, EnvContext, EnvPlace, MultiAgentEnv, MultiAgentRunner, make_env_creator
 from jaxrl.rollout import policy_for
 from jaxrl.trainers.evaluation import evaluation_options
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID
@@ -145,11 +145,15 @@ class Player:
         agent = _Agent(self.trainer, DEFAULT_POLICY_ID, self.explore)
         while True:
             action = agent.act(obs)
-            new_obs, reward, terminated, truncated, _ = self.env.step(action)
+            new_obs, reward, terminated, truncated, info = self.env.step(action)
             agent.reward = float(reward)
             step = Step(obs, action, float(reward), bool(terminated), bool(truncated))
-            obs = new_obs
-            yield step, obs, bool(terminated or truncated)
+            obs, over = new_obs, bool(terminated or truncated)
+            if over and info.get(EPISODE_CONTINUES):
+                obs, info = self.env.reset()
+                over = not info.get(EPISODE_CONTINUES)
+                agent = _Agent(self.trainer, DEFAULT_POLICY_ID, self.explore)
+            yield step, obs, over
 
     def _multi_agent_steps(self, seed: int | None) -> Iterator[tuple[Any, Any, bool]]:
         runner = self._runner
