@@ -1,6 +1,21 @@
 """Replay buffers: families of functions over arrays that hold past experience."""
 
 from jaxrl.replay.replay_buffer import ReplayBuffer, prioritized_replay, uniform_replay
+from jaxrl.replay.saving import load, save
+from jaxrl.replay.sequence_replay import SequenceSpec, SequenceState, sequence_priorities, sequence_replay
 from jaxrl.replay.storage import ReplayError, ReplaySpec, ReplayState
 
-__all__ = ["ReplayBuffer", "ReplayError", "ReplaySpec", "ReplayState", "prioritized_replay", "uniform_replay"]
+__all__ = [
+    "ReplayBuffer",
+    "ReplayError",
+    "ReplaySpec",
+    "ReplayState",
+    "SequenceSpec",
+    "SequenceState",
+    "load",
+    "prioritized_replay",
+    "save",
+    "sequence_priorities",
+    "sequence_replay",
+    "uniform_replay",
+]

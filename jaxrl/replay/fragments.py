@@ -156,7 +156,8 @@ def make_plan(spec: ReplaySpec, state: ReplayState, columns: dict[str, PyTree], 
     if agent is not None:
         stop[:-1] |= agent[1:] != agent[:-1]
     stops = stop.nonzero()[0]
-    starts = np.concatenate([[0], stops[:-1] + 1])
+    starts = np.zeros_like(stops)
+    starts[1:] = stops[:-1] + 1
     where = _final_places(columns) if ended.any() else {}
     agents = [0] * len(starts) if agent is None else agent[starts].tolist()
     keys = list(zip(eps[starts].tolist(), agents, strict=True))

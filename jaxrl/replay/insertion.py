@@ -117,7 +117,8 @@ def _commit(
         state.link[plan.continues[segment]] = starts[segment]
     if state.back is not None and backs is not None:
         _put(state.back, head, backs)
-    _put(state.sampleable, head, np.ones(count, bool))
+    state.sampleable[head : head + count] = True
+    state.sampleable[: max(0, head + count - capacity)] = True
     broken = [stops[segment] for segment in plan.broken]
     if broken:
         state.sampleable[broken] = False
@@ -127,7 +128,7 @@ def _commit(
         if continued:
             before = nstep.tails(state, [plan.continues[segment] for segment in continued], spec.n_step - 1)
             rows = np.concatenate([before, slots])
-        nstep.assemble(state, rows, spec.n_step, nstep.powers(spec.gamma, spec.n_step))
+        nstep.assemble(state, rows, spec.n_step, spec.gamma)
     if state.tree is not None:
         _prioritize(spec, state, head, count, broken)
     state.head = (head + count) % capacity

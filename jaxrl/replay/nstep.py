@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from jaxrl.replay.storage import NO_LINK, ReplayState
+
+# Up to so many rows, a loop in Python is faster than NumPy.
+FEW = 8
 
 
 def powers(gamma: float, n: int) -> np.ndarray:
@@ -14,9 +15,19 @@ def powers(gamma: float, n: int) -> np.ndarray:
     return (gamma ** np.arange(n + 1, dtype=np.float64)).astype(np.float32)
 
 
-def tails(state: ReplayState, rows: Any, count: int) -> np.ndarray:
+def _tail(state: ReplayState, row: int, count: int) -> list[int]:
+    assert state.back is not None
+    found = [row]
+    while len(found) < count and 0 <= (row := int(state.back[row])) < len(state.link):
+        found.append(row)
+    return found
+
+
+def tails(state: ReplayState, rows: list[int], count: int) -> np.ndarray:
     """The slots `rows` and those of the rows before each, `count` in all per row, as far as they are there."""
     assert state.back is not None
+    if len(rows) <= FEW:
+        return np.asarray([slot for row in rows for slot in _tail(state, row, count)], np.int32)
     current = np.asarray(rows, np.int32)
     found = [current]
     for _ in range(count - 1):
@@ -28,7 +39,7 @@ def tails(state: ReplayState, rows: Any, count: int) -> np.ndarray:
     return np.concatenate(found)
 
 
-def assemble(state: ReplayState, rows: np.ndarray, n: int, discount_k: np.ndarray) -> None:
+def assemble(state: ReplayState, rows: np.ndarray, n: int, gamma: float) -> None:
     """Computes `rewards_n` and `last_n` of rows anew.
 
     The sum of a row stops after n rewards, at the end of its episode, or at the newest row of it that is there:
@@ -39,7 +50,7 @@ def assemble(state: ReplayState, rows: np.ndarray, n: int, discount_k: np.ndarra
         state: the buffer's state; `rewards` and `link` hold the rows already.
         rows: slots, `[m]`.
         n: most steps to sum.
-        discount_k: `gamma^0 .. gamma^n`.
+        gamma: discount per step.
     """
     assert state.rewards_n is not None and state.last_n is not None
     rewards, link, capacity = state.columns["rewards"], state.link, len(state.link)
@@ -52,9 +63,7 @@ def assemble(state: ReplayState, rows: np.ndarray, n: int, discount_k: np.ndarra
             beyond = link.take(following, mode="clip")
             ended = state.columns["terminateds"].take(following, mode="clip")
             goes &= (beyond != NO_LINK) | ended
-        if not goes.any():
-            break
         last = np.where(goes, following, last)
-        total = total + np.where(goes, rewards[last] * discount_k[k], np.float32(0.0))
+        total += rewards[last] * np.float32(gamma**k) * goes
     state.rewards_n[rows] = total
     state.last_n[rows] = last

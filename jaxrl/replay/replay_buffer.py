@@ -127,6 +127,9 @@ def _make(spec: ReplaySpec) -> ReplayBuffer:
         raise ConfigError(
             f"replay: capacity {spec.capacity} is less than frame_stack {spec.frame_stack}; make it larger"
         )
+    spec = ReplaySpec(
+        int(spec.capacity), int(spec.n_step), float(spec.gamma), int(spec.frame_stack), spec.alpha, bool(spec.debug)
+    )
     discounts = nstep.powers(spec.gamma, spec.n_step)
     return ReplayBuffer(
         init=functools.partial(_init, spec),

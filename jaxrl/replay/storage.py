@@ -60,6 +60,7 @@ class ReplayState:
     """The contents of a replay buffer; `add` and `update` change it in place.
 
     Attributes:
+        spec: what the buffer was made with.
         columns: stored row columns by name, leaves `[capacity, ...]`.
         obs: leaves of the observations (or newest frames) `[capacity, ...]`.
         stacked: for each leaf of `obs`, whether it holds newest frames.
@@ -81,6 +82,7 @@ class ReplayState:
         max_priority: the largest priority so far.
     """
 
+    spec: ReplaySpec
     columns: dict[str, PyTree]
     obs: list[np.ndarray]
     stacked: list[bool]
@@ -137,6 +139,7 @@ def empty(spec: ReplaySpec, fragment: SampleBatch, tree: sum_tree.SumTree | None
     columns = {name: jax.tree.map(rows, fragment[name]) for name in fragment if name not in NOT_STORED}
     linked = n > 1 or spec.frame_stack > 1
     return ReplayState(
+        spec=spec,
         columns=columns,
         obs=[np.zeros((capacity, *shape), dtype) for shape, dtype in zip(entry, dtypes, strict=True)],
         stacked=stacked,
