@@ -24,7 +24,7 @@ from jaxrl.models import Model, make_q_model
 from jaxrl.policies import PolicyConfig, build_policy, target_update
 from jaxrl.schedules import Coeff
 from jaxrl.trainers import build_trainer
-from jaxrl.trainers.off_policy import OffPolicyConfig, execution_plan, validate_config
+from jaxrl.trainers.off_policy import OffPolicyConfig, execution_plan, perturbs, validate_config
 from jaxrl.trainers.support import Support
 from jaxrl.types import Array, LearnOutput, LossContext, Params
 
@@ -71,6 +71,7 @@ def make_model(obs_space: Any, action_space: Any, num_outputs: int, config: Any)
         num_atoms=config.num_atoms,
         v_min=config.v_min,
         v_max=config.v_max,
+        layer_norm=perturbs(config),
     )
 
 

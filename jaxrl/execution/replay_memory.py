@@ -50,9 +50,9 @@ class ReplayMemory:
 
     @property
     def ready(self) -> bool:
-        """Whether every policy has enough rows to learn from."""
+        """Whether every policy that has acted has enough rows to learn from."""
         needed = max(1, self.learning_starts)
-        return all(pid in self.states and self.buffer.size(self.states[pid]) >= needed for pid in self.policies)
+        return bool(self.states) and all(self.buffer.size(state) >= needed for state in self.states.values())
 
     def sample(self, rng: np.random.Generator, n: int, beta: float) -> MultiAgentBatch:
         """`n` rows of every policy, with importance weights for `beta`.
@@ -61,7 +61,7 @@ class ReplayMemory:
             ConfigError: in lockstep, policies hold different numbers of rows.
         """
         if self.lockstep:
-            sizes = {pid: self.buffer.size(self.states[pid]) for pid in self.policies}
+            sizes = {pid: self.buffer.size(state) for pid, state in self.states.items()}
             if len(set(sizes.values())) > 1:
                 raise ConfigError(
                     f"replay_mode='lockstep': expected as many rows of every policy, got {sizes}; every agent must act "
@@ -69,8 +69,8 @@ class ReplayMemory:
                 )
         shared = rng.random(n) if self.lockstep else None
         batches = {
-            pid: self.buffer.sample(self.states[pid], rng.random(n) if shared is None else shared, beta)
-            for pid in self.policies
+            pid: self.buffer.sample(state, rng.random(n) if shared is None else shared, beta)
+            for pid, state in self.states.items()
         }
         return MultiAgentBatch(batches, env_steps=max(batch.count for batch in batches.values()))
 
@@ -91,6 +91,7 @@ class ReplayMemory:
         from jaxrl.replay import save
 
         if self.store_in_checkpoints:
+            directory.mkdir(exist_ok=True)
             for pid, state in self.states.items():
                 save(state, directory / pid)
 

@@ -50,6 +50,7 @@ class PolicyBuilder:
         )
         self.exploration = make_explore(action_space, config)
         self.recurrent = self.model.recurrent
+        self.gives_logp = True
         self.coeffs, self.schedules = initial_coeffs(factory, self.exploration, config)
         self.masks_actions = (
             "action_mask" in getattr(obs_space, "spaces", {}) and self.dist_class.mask_inputs is not None
@@ -122,7 +123,6 @@ class PolicyBuilder:
     def act(self, weights: Weights, inputs: ActInputs, carry: PyTree, key: Array, explore: bool) -> ActOutput:
         params, coeffs = weights
         state, exploration_state = carry
-        params = self.exploration.perturb(params, exploration_state)
         step_key, reads = jax.random.fold_in(key, inputs.t), self.model.reads
         model_inputs = ModelInputs(
             obs=inputs.obs,
@@ -137,7 +137,7 @@ class PolicyBuilder:
         actions, logp, exploration_state = self.exploration.sample(
             dist, exploration_state, step_key, inputs.t, coeffs, explore
         )
-        return ActOutput(actions, (state, exploration_state), logp)
+        return ActOutput(actions, (state, exploration_state), logp if self.gives_logp else None)
 
     def one_step(self, params: Params, inputs: ModelInputs, state: PyTree) -> tuple[Array, Array, PyTree]:
         if not self.recurrent:
@@ -279,6 +279,7 @@ class PolicyBuilder:
 
     def policy(self) -> Policy:
         reads, hook_reads = self.requirements()
+        self.gives_logp = bool((reads | hook_reads) & {"action_logp", "action_prob"})
         factory, config = self.factory, self.config
         act_reads = {name for name in ("prev_actions", "prev_rewards") if name in self.model.reads}
         spec = PolicySpec(

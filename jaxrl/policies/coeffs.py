@@ -32,8 +32,8 @@ def loss_coeffs(loss_fn: Any) -> dict[str, float]:
 def initial_coeffs(factory: Any, exploration: Any, config: Any) -> tuple[dict[str, float], dict[str, Schedule]]:
     """The coeffs at step 0 and the schedules of those that have one.
 
-    Defaults come from the loss's terms, the exploration and `coeffs_fn`; an option of the same name in the config wins,
-    and an option `<name>_schedule` that is set wins over both.
+    Defaults come from the loss's terms, the exploration and `coeffs_fn`; an option of the same name in the config wins
+    over a loss's, and an option `<name>_schedule` that is set wins over both.
 
     Args:
         factory: the PolicyFactory.
@@ -43,9 +43,11 @@ def initial_coeffs(factory: Any, exploration: Any, config: Any) -> tuple[dict[st
     Returns:
         `(coeffs, schedules)` by name.
     """
-    specs: dict[str, Any] = {"lr": None, **factory.coeffs, **exploration.coeffs, **exploration.schedules}
+    specs: dict[str, Any] = {"lr": None, **factory.coeffs}
     for name in specs:
         specs[name] = getattr(config, name, specs[name])
+    # An exploration has options of its own: one of the config that is called like a coeff of it means something else.
+    specs.update({**exploration.coeffs, **exploration.schedules})
     if factory.coeffs_fn is not None:
         specs.update(factory.coeffs_fn(config))
     for name in specs:

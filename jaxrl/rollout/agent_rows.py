@@ -7,6 +7,7 @@ absent (`mask` False).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jaxrl.policies import Policy
 from jaxrl.rollout.acting import LeanAct
 from jaxrl.rollout.actions import clip_rewards
 from jaxrl.rollout.filters import Filter
+from jaxrl.rollout.perturbation import make_perturbation
 from jaxrl.types import FINAL_PAD, ActInputs, AgentID, PyTree, Weights
 
 
@@ -45,6 +47,7 @@ class AgentRows:
         self.column = {slot: b for b, slot in enumerate(slots)}
         self.filter_state, self.filter_delta = filter.init(), filter.init()
         self._act = LeanAct(policy)
+        self._perturbation = make_perturbation(policy)
         self._recurrent = policy.spec.recurrent
         self._final_slots = 0
         self.restart()
@@ -114,6 +117,17 @@ class AgentRows:
             self.starting[b], self.t[b], self.eps_id[b] = True, 0, eps_id
             _set(self.prev_actions, b, 0)
             self.prev_rewards[b] = 0.0
+
+    def perturbed(self, weights: Weights, explore: bool, key: Callable[[], Any]) -> Weights:
+        """The weights that the next fragment is acted in with: perturbed where the exploration does that."""
+        if self._perturbation is None or not explore:
+            return weights
+        return self._perturbation.perturb(weights, self.carry, key())
+
+    def end_perturbed(self, weights: Weights, acting: Weights, fragment: Any) -> None:
+        """Tells the exploration what perturbing the parameters changed in a fragment."""
+        if self._perturbation is not None and acting is not weights:
+            self.carry = self._perturbation.update(weights, acting, fragment, self.carry)
 
     def act(self, weights: Weights, step: int, key: Any, explore: bool) -> PyTree:
         """Actions `[B, ...]` of all columns (an absent agent's mean nothing); opens the active ones' transitions."""

@@ -169,6 +169,7 @@ class MultiAgentSampler:
         steps, num_envs = self.config.rollout_fragment_length, len(self.runners)
         for rows in self.rows.values():
             rows.begin(steps)
+        acting = {pid: rows.perturbed(weights[pid], self.explore, self._salt(pid)) for pid, rows in self.rows.items()}
         running = np.ones(num_envs, bool)
         collected = np.zeros(num_envs, np.int64)
         clock, began, inference, stepping = time.perf_counter, time.perf_counter(), 0.0, 0.0
@@ -177,7 +178,7 @@ class MultiAgentSampler:
             for rows in self.rows.values():
                 rows.reserve(i + 1)
             asked = clock()
-            actions = self._act(weights, running)
+            actions = self._act(acting, running)
             acted = clock()
             for e in np.flatnonzero(running):
                 ended = self._step_env(i, int(e), actions)
@@ -188,8 +189,14 @@ class MultiAgentSampler:
             self._step += 1
             i += 1
         fragments = self._fragments(i)
+        for pid, fragment in fragments.items():
+            self.rows[pid].end_perturbed(weights[pid], acting[pid], fragment)
         self.perf.add(i, stepping, inference, clock() - began)
         return fragments, int(collected.sum())
+
+    def _salt(self, pid: PolicyID) -> Any:
+        """A key for this fragment, apart from those of steps and postprocessing."""
+        return lambda: jax.random.fold_in(self._keys[pid], 2**31 + 2**30 + self._unroll)
 
     def _act(self, weights: Mapping[PolicyID, Weights], running: np.ndarray) -> dict[PolicyID, PyTree]:
         actions = {}

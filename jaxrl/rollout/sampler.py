@@ -27,6 +27,7 @@ from jaxrl.rollout.filters import Filter
 from jaxrl.rollout.fragment import Before, FragmentRows, bytes_of, padded_length, shifted, zeroed
 from jaxrl.rollout.live_episodes import LiveEpisodes
 from jaxrl.rollout.perf import SamplerPerf
+from jaxrl.rollout.perturbation import make_perturbation
 from jaxrl.types import DEFAULT_POLICY_ID, FINAL_PAD, ActInputs, PolicyID, PyTree, Weights
 
 
@@ -71,6 +72,7 @@ class VectorSampler:
             env.action_space, normalize=config.normalize_actions, clip=config.clip_actions
         )
         self._lean_act = LeanAct(policy)
+        self._perturbation = make_perturbation(policy)
         spec = getattr((env.envs or [None])[0], "spec", None)
         limits = [config.horizon, getattr(spec, "max_episode_steps", None)]
         self._longest_episode = min((limit for limit in limits if limit is not None), default=None)
@@ -111,10 +113,10 @@ class VectorSampler:
 
     def sample(self, weights: Mapping[PolicyID, Weights]) -> SampleBatch:
         """One fragment, postprocessed: `[T, B]` in truncate_episodes mode, else whole episodes, padded and masked."""
-        own = weights[DEFAULT_POLICY_ID]
-        fragment = self.collect(weights)
-        key = jax.random.fold_in(self._key, 2**31 + self._unroll)  # beyond the numbers of vector steps
-        batch = self.policy.postprocess(own, fragment, None, key).to_numpy()
+        batch = fragment = self.collect(weights)
+        if self.policy.spec.postprocesses:
+            key = jax.random.fold_in(self._key, 2**31 + self._unroll)  # beyond the numbers of vector steps
+            batch = self.policy.postprocess(weights[DEFAULT_POLICY_ID], fragment, None, key).to_numpy()
         hook = None if self.callbacks is None else self.callbacks.on_postprocess_trajectory
         if hook is not None:
             replaced = hook(worker=self.worker, policy_id=DEFAULT_POLICY_ID, batch=batch, original_batch=fragment)
@@ -124,6 +126,10 @@ class VectorSampler:
     def collect(self, weights: Mapping[PolicyID, Weights]) -> SampleBatch:
         """One raw fragment: what the environments gave and the policy did, before postprocessing."""
         steps, num_envs, own = self.config.rollout_fragment_length, self.env.num_envs, weights[DEFAULT_POLICY_ID]
+        acting = own
+        if self._perturbation is not None and self.explore:
+            salt = jax.random.fold_in(self._key, 2**31 + 2**30 + self._unroll)  # apart from steps and postprocessing
+            acting = self._perturbation.perturb(own, self._carry, salt)
         rows = FragmentRows(self.env, self.policy.spec.action_space, steps, filtered=not self.filter.identity)
         rows.put_raw(0, self._obs)
         if not self.filter.identity:
@@ -143,7 +149,7 @@ class VectorSampler:
         while i < steps if active is None else active.any():
             rows.reserve(i + 1)
             asked = clock()
-            actions, logp = self._act(own, rows.obs_row(i), rows.starts[i])
+            actions, logp = self._act(acting, rows.obs_row(i), rows.starts[i])
             acted = clock()
             if logp is not None:
                 logps.append(np.asarray(logp))
@@ -184,6 +190,8 @@ class VectorSampler:
         if not self._reads_previous:
             self._set_previous(actions, rows.rewards[i - 1], rows.starts[i])
         fragment = self._fragment(rows, i, ended, going_on, valid, logps, before)
+        if self._perturbation is not None and acting is not own:
+            self._carry = self._perturbation.update(own, acting, fragment, self._carry)
         self.perf.add(i, env_wait, inference, clock() - began)
         return fragment
 

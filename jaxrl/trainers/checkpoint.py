@@ -6,6 +6,7 @@
 | `config.json` | the config; functions and classes by name |
 | `state.json` | the structure of the state, with names of arrays for leaves |
 | `arrays.safetensors` | the arrays |
+| `replay/` | contents of the replay memory, where `store_buffer_in_checkpoints` asks for them |
 
 The state holds learners (parameters, optimiser, coeffs, keys), counters, the plan's operator states, and where every
 worker stands.
@@ -94,7 +95,10 @@ def write(trainer: Any, directory: pathlib.Path) -> None:
     trees.write_arrays(directory / "arrays.safetensors", arrays)
     _write_json(directory / "state.json", structure)
     _write_json(directory / "config.json", config_lib.to_json(trainer.options))
-    digests = {name: _digest(directory / name) for name in _FILES if name != "metadata.json"}
+    if trainer.context.memory is not None:
+        trainer.context.memory.save(directory / "replay")
+    written = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "metadata.json")
+    digests = {path.relative_to(directory).as_posix(): _digest(path) for path in written}
     metadata = {**_metadata(trainer), "sha256": digests}
     _write_json(directory / "metadata.json", {**metadata, "checksum": _checksum(metadata)})
     _sync(directory)
@@ -152,6 +156,8 @@ def load(trainer: Any, directory: pathlib.Path) -> None:
                     "trained in."
                 )
     state = trees.decode(_read_json(directory / "state.json"), trees.read_arrays(directory / "arrays.safetensors"))
+    memory = trainer.context.memory
+    replayed = {} if memory is None else memory.load(directory / "replay")
     before = _state(trainer)
     try:
         _apply(trainer, state, f"{directory}")
@@ -164,6 +170,8 @@ def load(trainer: Any, directory: pathlib.Path) -> None:
             "other code, or "
             "with another config? Nothing was changed."
         ) from error
+    if memory is not None:
+        memory.states = replayed
 
 
 def _apply(trainer: Any, state: Mapping[str, Any], where: str) -> None:
@@ -224,8 +232,8 @@ def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict
     own = {name: value for name, value in metadata.items() if name != "checksum"}
     if metadata.get("checksum") != _checksum(own):
         raise CheckpointError(f"{directory}: metadata.json is damaged (its checksum differs); use another checkpoint.")
-    for name in _FILES[1:]:
-        if _digest(directory / name) != metadata["sha256"][name]:
+    for name, digest in metadata["sha256"].items():
+        if not (directory / name).is_file() or _digest(directory / name) != digest:
             raise CheckpointError(f"{directory}: {name} is damaged (its checksum differs); use another checkpoint.")
     if algorithm is not None and metadata.get("algorithm") != algorithm:
         raise CheckpointError(

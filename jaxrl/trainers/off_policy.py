@@ -128,6 +128,11 @@ def replay_plan(
     return StandardMetricsReporting(ctx, both)
 
 
+def perturbs(config: Any) -> bool:
+    """Whether exploration is by parameter noise, for which networks normalise their layers."""
+    return config.exploration_config.get("type") == "ParameterNoise"
+
+
 def updates_per_round(config: Any) -> float:
     """Gradient steps for each round of rollouts."""
     if config.training_intensity is None:
@@ -154,6 +159,11 @@ def validate_config(config: Any) -> Any:
         )
     if config.training_intensity is not None and config.training_intensity <= 0:
         raise ConfigError(f"config: training_intensity should be positive or None, got {config.training_intensity}.")
+    if perturbs(config) and config.batch_mode != "complete_episodes":
+        raise ConfigError(
+            "config: ParameterNoise keeps its noise for whole episodes; set batch_mode='complete_episodes', got "
+            f"{config.batch_mode!r}."
+        )
     if config.num_sgd_iter != 1 or config.sgd_minibatch_size not in (0, config.train_batch_size):
         raise ConfigError(
             f"config: num_sgd_iter={config.num_sgd_iter} and sgd_minibatch_size={config.sgd_minibatch_size} have no "
