@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxrl.models.config import Activation, ModelConfig
@@ -13,19 +14,36 @@ from jaxrl.types import Array
 zeros = nn.initializers.zeros
 
 
-def hidden_layers(x: Array, layers: Sequence[tuple[int, Activation]]) -> Array:
+def hidden_layers(x: Array, layers: Sequence[tuple[int, Activation]], *, layer_norm: bool = False) -> Array:
     """Dense layers `layer_0, layer_1, ...` of the calling Linen module, each followed by its activation.
 
     Args:
         x: features `[..., F]`.
         layers: size and activation of each layer.
+        layer_norm: give each row of a layer mean 0 and variance 1 before the activation, as parameter noise needs
+            (Plappert et al. 2017, https://arxiv.org/abs/1706.01905, section 3: then one scale of noise suits all
+            layers). Without the usual gain and offset, which are not to be perturbed.
 
     Returns:
         `[..., size of the last layer]`, or `x` where there is no layer.
     """
     for i, (size, act) in enumerate(layers):
-        x = act(nn.Dense(size, kernel_init=zeros, name=f"layer_{i}")(x))
+        x = nn.Dense(size, kernel_init=zeros, name=f"layer_{i}")(x)
+        x = act(jax.nn.standardize(x) if layer_norm else x)
     return x
+
+
+class Mlp(nn.Module):
+    """Hidden layers and the linear layer `out`: from `[..., F]` to `[..., outputs]`."""
+
+    layers: tuple[tuple[int, Activation], ...]
+    outputs: int
+    layer_norm: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = hidden_layers(x, self.layers, layer_norm=self.layer_norm)
+        return nn.Dense(self.outputs, kernel_init=zeros, name="out")(x)
 
 
 class PolicyHead(nn.Module):

@@ -39,6 +39,7 @@ class Encoder(nn.Module):
     action_space: gymnasium.Space
     config: ModelConfig
     drop_layers: int = 0  # of the last hidden layers; 1 where `no_final_linear` puts the last one into the policy head
+    layer_norm: bool = False  # of the dense hidden layers, for parameter noise
 
     @nn.compact
     def __call__(self, inputs: ModelInputs, state: PyTree) -> tuple[Array, PyTree]:
@@ -51,7 +52,7 @@ class Encoder(nn.Module):
                 features.append(preprocess.flat(x, leaf.space))
         x = jnp.concatenate(features, axis=-1) if len(features) > 1 else features[0]
         layers = layer_specs(self.obs_space, self.config)
-        x = hidden_layers(x, layers[: len(layers) - self.drop_layers])
+        x = hidden_layers(x, layers[: len(layers) - self.drop_layers], layer_norm=self.layer_norm)
         if not self.config.recurrent:
             return x, state
         if self.config.lstm_use_prev_action_reward:

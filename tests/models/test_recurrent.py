@@ -45,7 +45,7 @@ def inputs() -> Any:
 
 
 def rows(inputs, index):
-    return ModelInputs(*(x[index] for x in inputs))
+    return ModelInputs(*(None if x is None else x[index] for x in inputs))
 
 
 def assert_equal(a, b):
@@ -159,7 +159,7 @@ def test_absent_rows_change_nothing(model, inputs):
     assert np.isfinite(other.value).all()
     # Without the absent rows there is the same result.
     present = [0, 1, 4, 5, 6]
-    column = ModelInputs(*(x[present, 1:2] for x in inputs))
+    column = ModelInputs(*(None if x is None else x[present, 1:2] for x in inputs))
     short = model.apply(params, column, jax.tree.map(lambda x: x[1:2], state))
     assert_equal(short.dist_inputs[:, 0], out.dist_inputs[jnp.array(present), 1])
     assert_equal(jax.tree.map(lambda x: x[0], short.state), jax.tree.map(lambda x: x[1], out.state))
