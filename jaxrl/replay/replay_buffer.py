@@ -110,12 +110,11 @@ def prioritized_replay(
     Raises:
         ConfigError: an argument that cannot work.
     """
-    if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha) or alpha < 0:
-        raise ConfigError(f"replay: alpha: expected a number >= 0, got {alpha!r}")
-    return _make(ReplaySpec(capacity, n_step, gamma, frame_stack, float(alpha), debug))
+    return _make(ReplaySpec(capacity, n_step, gamma, frame_stack, alpha, debug))
 
 
-def _make(spec: ReplaySpec) -> ReplayBuffer:
+def checked_spec(spec: ReplaySpec) -> ReplaySpec:
+    """`spec` with plain Python numbers; ConfigError naming the argument that cannot work."""
     check_count("capacity", spec.capacity, 1)
     check_count("n_step", spec.n_step, 1)
     check_count("frame_stack", spec.frame_stack, 0)
@@ -127,9 +126,21 @@ def _make(spec: ReplaySpec) -> ReplayBuffer:
         raise ConfigError(
             f"replay: capacity {spec.capacity} is less than frame_stack {spec.frame_stack}; make it larger"
         )
-    spec = ReplaySpec(
-        int(spec.capacity), int(spec.n_step), float(spec.gamma), int(spec.frame_stack), spec.alpha, bool(spec.debug)
+    alpha = None if spec.alpha is None else check_alpha(spec.alpha)
+    return ReplaySpec(
+        int(spec.capacity), int(spec.n_step), float(spec.gamma), int(spec.frame_stack), alpha, bool(spec.debug)
     )
+
+
+def check_alpha(alpha: Any) -> float:
+    """The exponent of priorities; ConfigError unless it is a number of at least 0."""
+    if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha) or alpha < 0:
+        raise ConfigError(f"replay: alpha: expected a number >= 0, got {alpha!r}")
+    return float(alpha)
+
+
+def _make(spec: ReplaySpec) -> ReplayBuffer:
+    spec = checked_spec(spec)
     discounts = nstep.powers(spec.gamma, spec.n_step)
     return ReplayBuffer(
         init=functools.partial(_init, spec),

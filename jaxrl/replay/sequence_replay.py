@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import numbers
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +18,7 @@ import numpy as np
 from jaxrl.data import SampleBatch
 from jaxrl.data.columns import FINAL_INDEX, FINAL_OBS, LAST_OBS, MASK, STATE_IN, backend
 from jaxrl.replay import sum_tree
-from jaxrl.replay.replay_buffer import ReplayBuffer, check_count, checked_priorities, checked_uniforms
+from jaxrl.replay.replay_buffer import ReplayBuffer, check_alpha, check_count, checked_priorities, checked_uniforms
 from jaxrl.replay.storage import NOT_STORED, ReplayError, check_fragment_like
 from jaxrl.types import FINAL_PAD, ConfigError, PyTree
 
@@ -96,9 +94,7 @@ def sequence_replay(capacity: int, *, alpha: float = 0.6) -> ReplayBuffer:
         ConfigError: an argument that cannot work.
     """
     check_count("capacity", capacity, 1)
-    if not isinstance(alpha, numbers.Real) or not math.isfinite(alpha) or alpha < 0:
-        raise ConfigError(f"replay: alpha: expected a number >= 0, got {alpha!r}")
-    spec = SequenceSpec(int(capacity), float(alpha))
+    spec = SequenceSpec(int(capacity), check_alpha(alpha))
     return ReplayBuffer(
         init=functools.partial(_init, spec),
         add=functools.partial(_add, spec),
