@@ -21,6 +21,8 @@ ALGORITHMS: Mapping[str, str] = {
     "A2C": "jaxrl.algorithms.a2c:A2CTrainer",
     "PPO": "jaxrl.algorithms.ppo:PPOTrainer",
     "DQN": "jaxrl.algorithms.dqn:DQNTrainer",
+    "SimpleQ": "jaxrl.algorithms.simple_q:SimpleQTrainer",
+    "IQN": "jaxrl.algorithms.iqn:IQNTrainer",
 }
 
 # A name that is not in the table yet may be registered by the package that holds the built-in ones: it is imported on a
