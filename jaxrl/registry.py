@@ -23,6 +23,7 @@ ALGORITHMS: Mapping[str, str] = {
     "DQN": "jaxrl.algorithms.dqn:DQNTrainer",
     "SimpleQ": "jaxrl.algorithms.simple_q:SimpleQTrainer",
     "IQN": "jaxrl.algorithms.iqn:IQNTrainer",
+    "SAC": "jaxrl.algorithms.sac:SACTrainer",
 }
 
 # A name that is not in the table yet may be registered by the package that holds the built-in ones: it is imported on a

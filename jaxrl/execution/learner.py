@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrl import trees
 from jaxrl.data import SampleBatch
-from jaxrl.policies import DATA_AXIS, GRAD_NORM, Policy, TrainState
+from jaxrl.policies import DATA_AXIS, GRAD_NORM, Policy, TrainState, followed
 from jaxrl.types import ConfigError, NonFiniteError, Params, Weights
 
 
@@ -127,7 +127,8 @@ class Learner:
                 f"policy {self.policy_id!r} has no target network; give build_policy a target_fn, or leave "
                 "UpdateTargetNetwork out of the plan."
             )
-        target = state.params if tau == 1.0 else _moved(state.target_params, state.params, np.float32(tau))
+        params = followed(state.params, state.target_params)
+        target = params if tau == 1.0 else _moved(state.target_params, params, np.float32(tau))
         self._state = state.replace(target_params=target)
 
     def update_schedules(self, timestep: int) -> None:

@@ -1,13 +1,14 @@
 """Policies: pure functions built from a loss function."""
 
 from jaxrl.policies.build import PolicyFactory, build_policy
+from jaxrl.policies.coeffs import learning_rates
 from jaxrl.policies.config import PolicyConfig
 from jaxrl.policies.context import LossContext
 from jaxrl.policies.gradients import GRAD_NORM, global_norm
 from jaxrl.policies.learning import DATA_AXIS
-from jaxrl.policies.optimizers import every
+from jaxrl.policies.optimizers import default_optimizer, every
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
-from jaxrl.policies.targets import target_update
+from jaxrl.policies.targets import followed, target_update
 
 __all__ = [
     "DATA_AXIS",
@@ -19,7 +20,10 @@ __all__ = [
     "PolicySpec",
     "TrainState",
     "build_policy",
+    "default_optimizer",
     "every",
+    "followed",
     "global_norm",
+    "learning_rates",
     "target_update",
 ]

@@ -42,7 +42,8 @@ def build_policy(
             are filled; `others` are the other agents' aligned batches by policy.
         optimizer_fn: `(config, coeffs) -> optax transform`, or a mapping of one per group of params, built inside the
             trace from the current coeffs; default: `config.optimizer` at `coeffs["lr"]`.
-        target_fn: `(train_state, config) -> target_params` after each gradient step; without it there are none.
+        target_fn: `(train_state, config) -> target_params` after each gradient step; without it there are none. It may
+            return some groups of the params: then only these have targets.
         coeffs_fn: `(config) -> {name: number or schedule}`, more coeffs than the loss terms' own and lr.
         update_fn: `(coeffs, metrics, config) -> coeffs` after each train batch (adaptive KL).
         default_config: a PolicyConfig subclass, or a mapping of defaults that differ from PolicyConfig's.

@@ -21,6 +21,7 @@ from jaxrl.policies.optimizers import apply_optimizer, default_optimizer, init_o
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
 from jaxrl.policies.postprocess import PRODUCED, forward_fragment, needs_forward, produce
 from jaxrl.policies.requirements import REPLAYED, example, example_batch, hook_columns, loss_columns
+from jaxrl.policies.targets import followed
 from jaxrl.types import (
     ActInputs,
     ActOutput,
@@ -106,15 +107,21 @@ class PolicyBuilder:
         model_key, state_key = jax.random.split(key)
         params = self.model.init(model_key)
         coeffs = {name: jnp.asarray(value, jnp.float32) for name, value in self.coeffs.items()}
-        target = jax.tree.map(jnp.copy, params) if self.factory.target_fn is not None else None
-        return TrainState(
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            target_params=target,
+            target_params=None,
             opt_state=init_optimizer(self.optimizer(coeffs), params),
             coeffs=coeffs,
             key=state_key,
         )
+        if self.factory.target_fn is None:
+            return state
+        # What the hook makes of targets of everything tells which groups have one.
+        kept = jax.eval_shape(
+            lambda state: self.factory.target_fn(state, self.config), state.replace(target_params=params)
+        )
+        return state.replace(target_params=jax.tree.map(jnp.copy, followed(params, kept)))
 
     def initial_carry(self, batch_size: int, worker_index: int = 0, num_workers: int = 0) -> PyTree:
         exploration_state = self.exploration.init(batch_size, worker_index, num_workers)

@@ -58,6 +58,17 @@ def initial_coeffs(factory: Any, exploration: Any, config: Any) -> tuple[dict[st
     return {name: float(s(0)) for name, s in made.items()}, schedules
 
 
+def learning_rates(config: Any, *names: str) -> dict[str, Any]:
+    """Learning rates of groups of parameters, for a `coeffs_fn`: options that are None stand for `lr`.
+
+    Args:
+        config: the policy's config.
+        names: options, for example "actor_lr" and "critic_lr".
+    """
+    shared = config.lr if config.lr_schedule is None else config.lr_schedule
+    return {name: shared if getattr(config, name) is None else getattr(config, name) for name in names}
+
+
 def coeff_fields(base: type, coeffs: Mapping[str, float], defaults: Mapping[str, Any], name: str) -> type:
     """`base` with one traced option for each coeff that it lacks, and with `defaults` in place of its own."""
     known = {f.name: f for f in dataclasses.fields(base)}

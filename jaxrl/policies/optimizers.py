@@ -42,8 +42,8 @@ def every(n: int, transform: optax.GradientTransformation) -> Delayed:
     return Delayed(transform, n)
 
 
-def default_optimizer(config: Any, coeffs: Mapping[str, Array]) -> optax.GradientTransformation:
-    """The optimiser that `config.optimizer` names, at learning rate `coeffs["lr"]`, after clipping the gradients.
+def default_optimizer(config: Any, coeffs: Mapping[str, Array], lr: str = "lr") -> optax.GradientTransformation:
+    """The optimiser that `config.optimizer` names, at learning rate `coeffs[lr]`, after clipping the gradients.
 
     It is built anew inside each trace: optax treats a traced learning rate like any number, so that no schedule or
     change of it ever recompiles. Optimisers that treat every number alike see the parameters as one vector
@@ -54,6 +54,7 @@ def default_optimizer(config: Any, coeffs: Mapping[str, Array]) -> optax.Gradien
         config: a PolicyConfig; `optimizer` is a name of optax's or `{"type": name, **arguments}`, and `grad_clip` a
             norm or None.
         coeffs: the current coeffs.
+        lr: which of them is the learning rate.
 
     Raises:
         ConfigError: optax has no such optimiser, or it refuses the arguments.
@@ -67,7 +68,7 @@ def default_optimizer(config: Any, coeffs: Mapping[str, Array]) -> optax.Gradien
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"optimizer: optax has no {name!r}{hint} Common ones: {', '.join(_COMMON_OPTIMIZERS)}.")
     try:
-        transform: Any = factory(learning_rate=coeffs["lr"], **arguments)
+        transform: Any = factory(learning_rate=coeffs[lr], **arguments)
     except TypeError as error:
         raise ConfigError(
             f"optimizer: optax.{name} refused learning_rate and the arguments {arguments}: {error}. Common ones: "

@@ -21,7 +21,7 @@ class TrainState:
     Attributes:
         step: gradient steps taken, int32.
         params: the model's parameters.
-        target_params: parameters of the target network, None without one.
+        target_params: parameters of the target network, of all groups or some; None without one.
         opt_state: the optimiser's state.
         coeffs: numbers that training, schedules or Tune change (lr, clip_param, kl_coeff, ...), float32 scalars by
             name.

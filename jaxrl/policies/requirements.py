@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrl.data import SampleBatch
 from jaxrl.policies.policy import TrainState
+from jaxrl.policies.targets import followed
 from jaxrl.types import LearnOutput, LossError, Params, PyTree
 
 # Columns that replay buffers make, of rows that pass through one.
@@ -175,7 +176,7 @@ def loss_columns(
 
 def concrete(state: TrainState, params: Params) -> TrainState:
     """An abstract train state with `params` and zeros in it, for a function to be traced on."""
-    target = None if state.target_params is None else params
+    target = None if state.target_params is None else followed(params, state.target_params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

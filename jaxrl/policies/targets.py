@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import optax
@@ -10,7 +11,7 @@ from jaxrl.policies.policy import TrainState
 from jaxrl.types import Params
 
 
-def target_update(state: TrainState, config: Any) -> Params:
+def target_update(state: TrainState, config: Any, *, groups: tuple[str, ...] | None = None) -> Params:
     """A `target_fn` for `build_policy`: `tau * params + (1 - tau) * target` after every gradient step.
 
     With `target_network_update_freq` above 0 the target waits for the plan's `UpdateTargetNetwork` instead.
@@ -18,12 +19,23 @@ def target_update(state: TrainState, config: Any) -> Params:
     Args:
         state: after the gradient step.
         config: options `tau` and `target_network_update_freq`.
+        groups: the top-level groups of params that have targets (bind them with `functools.partial`); None: all.
 
     Returns:
-        The target network's parameters.
+        The target network's parameters, of these groups alone.
     """
+    params, target = state.params, state.target_params
+    if groups is not None:
+        params, target = ({name: tree[name] for name in groups} for tree in (params, target))
     if config.target_network_update_freq:
-        return state.target_params
+        return target
     if config.tau == 1.0:
-        return state.params
-    return optax.incremental_update(state.params, state.target_params, config.tau)
+        return params
+    return optax.incremental_update(params, target, config.tau)
+
+
+def followed(params: Params, target: Params) -> Params:
+    """The part of `params` that a target follows: `target` may hold some of the top-level groups only."""
+    if isinstance(target, Mapping) and isinstance(params, Mapping):
+        return {name: params[name] for name in target}
+    return params

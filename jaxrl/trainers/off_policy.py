@@ -141,6 +141,17 @@ def updates_per_round(config: Any) -> float:
     return config.training_intensity * rows / config.train_batch_size
 
 
+def validate_actor_critic(config: Any) -> Any:
+    """As `validate_config`; without a `training_intensity` there is one gradient step for each env step.
+
+    Raises:
+        ConfigError: see `validate_config`.
+    """
+    if config.training_intensity is None:
+        config = dataclasses.replace(config, training_intensity=config.train_batch_size)
+    return validate_config(config)
+
+
 def validate_config(config: Any) -> Any:
     """Checks the sizes of the replay memory; each batch drawn from it is one gradient step.
 
