@@ -61,7 +61,7 @@ def jax_uniform_replay(capacity: int, *, n_step: int = 1, gamma: float = 0.99) -
     """`uniform_replay` in JAX arrays.
 
     Args:
-        capacity: transitions kept, less than 2^24; a multiple of a fragment's rows is written fastest.
+        capacity: transitions kept, less than 2^24.
         n_step: most steps that `rewards` sums.
         gamma: discount per step, in `[0, 1]`.
 
@@ -80,7 +80,15 @@ def jax_uniform_replay(capacity: int, *, n_step: int = 1, gamma: float = 0.99) -
 
 
 def jax_prioritized_replay(capacity: int, *, alpha: float = 0.6, n_step: int = 1, gamma: float = 0.99) -> ReplayBuffer:
-    """`prioritized_replay` in JAX arrays; arguments as of `jax_uniform_replay`, and `alpha`, the priorities' exponent."""
+    """`prioritized_replay` in JAX arrays.
+
+    Args:
+        capacity, n_step, gamma: see `jax_uniform_replay`.
+        alpha: exponent of priorities, not negative.
+
+    Returns:
+        The buffer's functions.
+    """
     return _make(ReplaySpec(capacity, n_step, gamma, alpha=alpha))
 
 
@@ -110,13 +118,13 @@ def _init(spec: ReplaySpec, fragment: SampleBatch) -> JaxReplayState:
         raise ConfigError(
             "replay: a buffer of JAX arrays takes time-major fragments without a mask; use uniform_replay"
         )
-    if "obs" not in fragment or (LAST_OBS not in fragment and "new_obs" not in fragment.keys()):
+    if "obs" not in fragment or (LAST_OBS not in fragment and "new_obs" not in fragment):
         raise ConfigError("replay: a fragment needs obs, and new_obs or last_obs to know what follows them")
     steps, width = fragment.shape
     before = spec.n_step - 1
     if spec.capacity < (steps + before) * width:
         raise ConfigError(
-            f"replay: capacity {spec.capacity} is less than a fragment of {steps} x {width} rows and the {before} steps "
+            f"replay: capacity {spec.capacity} is less than a fragment of {steps} x {width} rows and {before} steps "
             f"before it; make it at least {(steps + before) * width}"
         )
 
@@ -142,13 +150,10 @@ def _init(spec: ReplaySpec, fragment: SampleBatch) -> JaxReplayState:
 def _add(spec: ReplaySpec, state: JaxReplayState, fragment: SampleBatch) -> JaxReplayState:
     steps, width = fragment.shape
     before, count, capacity = spec.n_step - 1, steps * width, spec.capacity
-    whole = capacity % count == 0  # then a fragment never wraps around
+    new = (state.head + jnp.arange(count)) % capacity
 
     def write(stored: Array, values: Array) -> Array:
-        flat = values.reshape(count, *values.shape[2:])
-        if whole:
-            return jax.lax.dynamic_update_slice_in_dim(stored, flat, state.head, 0)
-        return stored.at[(state.head + jnp.arange(count)) % capacity].set(flat, unique_indices=True)
+        return stored.at[new].set(values.reshape(count, *values.shape[2:]), unique_indices=True)
 
     rows = {name: fragment[name] for name in state.columns if name not in ("discounts", "new_obs")}
     single = {name: fragment[name] for name in _N_STEP}
@@ -159,14 +164,13 @@ def _add(spec: ReplaySpec, state: JaxReplayState, fragment: SampleBatch) -> JaxR
     columns = {name: jax.tree.map(write, stored, rows[name]) for name, stored in state.columns.items()}
     tail = state.tail
     if before:
-        # The rows of the steps before this fragment see further now. At the start there are fewer of them.
-        age = jnp.repeat(jnp.arange(before, 0, -1), width)
+        # The rows of the steps before this fragment see further now. At the start, where there are none yet, slots are
+        # written that are not sampled before their rows come.
         slots = (state.head - before * width + jnp.arange(before * width)) % capacity
-        slots = jnp.where(age <= state.size // width, slots, capacity)
         for name, column in sums.items():
             columns[name] = jax.tree.map(
-                lambda stored, new: stored.at[slots].set(
-                    new[:before].reshape(-1, *new.shape[2:]), mode="drop", unique_indices=True
+                lambda stored, values: stored.at[slots].set(
+                    values[:before].reshape(-1, *values.shape[2:]), unique_indices=True
                 ),
                 columns[name],
                 column,
@@ -174,7 +178,6 @@ def _add(spec: ReplaySpec, state: JaxReplayState, fragment: SampleBatch) -> JaxR
         tail = jax.tree.map(lambda x: x[x.shape[0] - before :], single)
     weights = state.weights
     if weights is not None and spec.alpha is not None:
-        new = (state.head + jnp.arange(count)) % capacity
         weights = _set(weights, _fanout(capacity), new, jnp.full(count, state.max_priority**spec.alpha))
     return JaxReplayState(
         columns,

@@ -135,6 +135,8 @@ def test_a_row_without_known_successor_is_not_sampled():
         batch = buffer.sample(state, np.linspace(0, 1, 200, endpoint=False))
         assert set(batch["batch_indexes"].tolist()) == {0, 2, 3}
         assert set(batch["new_obs"][batch["batch_indexes"] == 0].tolist()) == {1.0}
+        first = buffer.take(state, np.asarray([0]))
+        assert first["rewards"].tolist() == [1.0] and first["discounts"].tolist() == [0.5]
         state = buffer.update(state, np.arange(4), np.ones(4))
         assert 1 not in buffer.sample(state, np.linspace(0, 1, 50, endpoint=False))["batch_indexes"]
 
@@ -196,6 +198,20 @@ def test_a_fragment_larger_than_the_buffer_leaves_its_newest_rows(stream, naive,
     with pytest.raises(ReplayError, match="12 environments step at once"):
         wide = stream(12, 1).fragment(2)
         buffer.add(buffer.init(wide), wide)
+
+
+def test_a_column_that_comes_twice_does_no_harm():
+    buffer = uniform_replay(20, n_step=2, gamma=0.5)
+    first = one_column([0, 1], [1, 2], 2)
+    state = buffer.add(buffer.init(first), first)
+    following = one_column([2, 3], [4, 8], 4, t0=2)
+    state = buffer.add(state, SampleBatch.concat([following, following]))
+    state = buffer.add(state, one_column([4], [16], 5, t0=4))
+    batch = everything(buffer, state)
+    assert batch["obs"].tolist() == [0, 1, 2, 2, 3, 3, 4]
+    assert batch["rewards"].tolist() == [2, 4, 8, 8, 8, 16, 16]  # one of the two goes on, and only that
+    assert batch["new_obs"].tolist() == [2, 3, 4, 4, 4, 5, 5]
+    assert len(state.side_back) - len(state.free) == 2
 
 
 def test_lanes_that_never_go_on_are_forgotten():
