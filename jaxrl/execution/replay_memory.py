@@ -75,8 +75,10 @@ class ReplayMemory:
         return MultiAgentBatch(batches, env_steps=max(batch.count for batch in batches.values()))
 
     def update(self, policy_id: PolicyID, batch: SampleBatch, priorities: np.ndarray) -> None:
-        """New priorities for the rows of a batch that was sampled from this memory."""
+        """New priorities for the rows (or sequences) of a batch that was sampled from this memory."""
         indexes = np.asarray(batch["batch_indexes"])
+        if batch.time_major:  # a column is a sequence, whose rows all have its index
+            indexes = indexes[0]
         self.states[policy_id] = self.buffer.update(self.states[policy_id], indexes, priorities)
 
     def stats(self) -> dict[PolicyID, dict[str, int]]:

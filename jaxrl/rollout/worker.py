@@ -129,8 +129,14 @@ class RolloutWorker:
 
     def set_weights(self, version: int, weights: Mapping[PolicyID, Weights]) -> None:
         """Takes new weights; they stand for all fragments from the next one on."""
-        self.weights = {pid: jax.device_put(w, self._cpu) for pid, w in weights.items()}
+        self.weights = {pid: self._placed(w) for pid, w in weights.items()}
         self.weights_version = version
+
+    def _placed(self, weights: Weights) -> Weights:
+        leaf = jax.tree.leaves(weights)[0]
+        if isinstance(leaf, jax.Array) and leaf.devices() == {self._cpu}:
+            return weights  # a learner's own, in this process: moving them would cost more than an act call
+        return jax.device_put(weights, self._cpu)
 
     def get_weights(self) -> dict[PolicyID, Weights]:
         """The weights in use, as host arrays."""

@@ -104,7 +104,7 @@ def test_priorities_follow_the_td_errors():
         td_error = np.asarray(learner.rows["td_error"])
         priorities = np.abs(td_error) + 1.0
         memory.update("default_policy", batch, priorities)
-        # alpha 0.6, beta 1: a row's weight is proportional to priority^-0.6, largest for the smallest priority there is.
+        # alpha 0.6, beta 1: a row's weight is proportional to priority^-0.6, largest for the smallest priority.
         index, last = np.unique(batch["batch_indexes"][::-1], return_index=True)
         wanted = priorities[::-1][last] ** -0.6
         got = {int(i): float(w) for i, w in zip(*_rows(memory, 4000), strict=True)}
