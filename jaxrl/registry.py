@@ -23,6 +23,7 @@ ALGORITHMS: Mapping[str, str] = {
     "DQN": "jaxrl.algorithms.dqn:DQNTrainer",
     "SimpleQ": "jaxrl.algorithms.simple_q:SimpleQTrainer",
     "IQN": "jaxrl.algorithms.iqn:IQNTrainer",
+    "R2D2": "jaxrl.algorithms.r2d2:R2D2Trainer",
     "SAC": "jaxrl.algorithms.sac:SACTrainer",
 }
 
