@@ -233,7 +233,7 @@ def validate_config(config: Any) -> Any:
             f"config: train_batch_size={config.train_batch_size} rows are no whole sequences of {length} {where}; use "
             f"{f'{below} or ' if below else ''}{below + length}."
         )
-    if config.replay_frame_stack:
+    if config.replay_frame_stack not in (0, "auto"):
         raise ConfigError("config: replay_frame_stack has no meaning for replayed sequences; set it to 0.")
     return off_policy.validate_config(config)
 

@@ -2,7 +2,7 @@
 
 from jaxrl.envs.atari import AtariOptions, DeepMindAtari
 from jaxrl.envs.checks import EnvPlace, check_fragment
-from jaxrl.envs.creation import EnvCreator, gets_sign_rewards, make_env_creator
+from jaxrl.envs.creation import EnvCreator, gets_sign_rewards, make_env_creator, stacked_frames
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.list_vector_env import ListVectorEnv
 from jaxrl.envs.multi_agent import MultiAgentEnv, agent_space, make_multi_agent
@@ -43,4 +43,5 @@ __all__ = [
     "make_vector_env",
     "register_built_in",
     "restore_runners",
+    "stacked_frames",
 ]

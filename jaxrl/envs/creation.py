@@ -13,7 +13,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 
 from jaxrl import registry
-from jaxrl.envs.atari import AtariCreator, atari_id, is_preprocessed
+from jaxrl.envs.atari import AtariCreator, AtariOptions, atari_id, is_preprocessed
 from jaxrl.envs.checks import env_failure
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.quick_discrete import check_actions_quickly
@@ -148,6 +148,13 @@ def gets_sign_rewards(env: Any, env_config: Mapping[str, Any]) -> bool:
     if not isinstance(env, str | EnvSpec | EnvCreator):
         return False
     return isinstance(make_env_creator(env).target, AtariCreator) and is_preprocessed(env_config)
+
+
+def stacked_frames(env: Any, env_config: Mapping[str, Any]) -> int:
+    """Frames that observations stack on their last axis, where that is known: of preprocessed Atari ids; else 0."""
+    if not gets_sign_rewards(env, env_config):
+        return 0
+    return env_config.get("frame_stack", AtariOptions.frame_stack)
 
 
 def _from_name(name: str) -> EnvCreator:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl.data import MultiAgentBatch, SampleBatch
-from jaxrl.replay import ReplayBuffer
+from jaxrl.replay import ReplayBuffer, load, save
 from jaxrl.types import CheckpointError, ConfigError, PolicyID
 
 
@@ -90,8 +90,6 @@ class ReplayMemory:
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes the contents, a directory for each policy; nothing where checkpoints should not hold them."""
-        from jaxrl.replay import save
-
         if self.store_in_checkpoints:
             directory.mkdir(exist_ok=True)
             for pid, state in self.states.items():
@@ -103,8 +101,6 @@ class ReplayMemory:
         Raises:
             CheckpointError: of other policies, or a buffer of other options or shapes.
         """
-        from jaxrl.replay import load
-
         found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
         unknown = sorted(set(found) - set(self.policies))
         if unknown:

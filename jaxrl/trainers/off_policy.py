@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxrl.config import option
+from jaxrl.envs import stacked_frames
 from jaxrl.execution.concurrency_ops import Concurrently
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
@@ -58,9 +59,10 @@ class OffPolicyConfig(CommonConfig):
     replay_mode: Literal["independent", "lockstep"] = option(
         "independent", "Policies draw rows of their own, or (lockstep) all of the same time steps."
     )
-    replay_frame_stack: int = option(
-        0,
-        "Frames stacked on the last axis of observations, of which the memory stores the newest; 0: as they are.",
+    replay_frame_stack: int | Literal["auto"] = option(
+        "auto",
+        "Frames stacked on the last axis of observations, of which the memory stores the newest; 0: as they are; "
+        "'auto': those of an Atari id's preprocessing.",
     )
     store_buffer_in_checkpoints: bool = option(
         False, "Checkpoints hold the replay memory; else a restored run gathers learning_starts rows anew."
@@ -69,7 +71,10 @@ class OffPolicyConfig(CommonConfig):
 
 def make_buffer(config: Any) -> ReplayBuffer:
     """The replay buffer of rows that the options ask for."""
-    options = {"n_step": config.n_step, "gamma": config.gamma, "frame_stack": config.replay_frame_stack}
+    frames = config.replay_frame_stack
+    if frames == "auto":
+        frames = stacked_frames(config.env, config.env_config) if config.observation_filter == "NoFilter" else 0
+    options = {"n_step": config.n_step, "gamma": config.gamma, "frame_stack": frames}
     if config.prioritized_replay:
         return prioritized_replay(config.buffer_size, alpha=config.prioritized_replay_alpha, **options)
     return uniform_replay(config.buffer_size, **options)
