@@ -228,3 +228,38 @@ def test_wait_until_timesteps_elapsed():
     assert operator.apply((), None)[1] is False
     ctx.counters["num_steps_sampled"] = 10
     assert operator.apply((), None)[1] is True
+
+
+TWO_POLICIES = {
+    "multiagent": {"policies": {"first": None, "second": None}, "policy_mapping_fn": {0: "first", 1: "second"}},
+    "prioritized_replay": False,
+}
+
+
+def test_lockstep_draws_the_same_time_steps_of_every_policy():
+    config = {"env": "TwoStepGame", "replay_mode": "lockstep", **TWO_POLICIES}
+    with dqn(**config) as trainer:
+        trainer.train()
+        batch = trainer.context.memory.sample(np.random.default_rng(0), 20, 0.0)
+        first, second = batch["first"], batch["second"]
+        for column in ("t", "eps_id", "batch_indexes"):
+            np.testing.assert_array_equal(first[column], second[column])
+
+
+def test_lockstep_refuses_agents_that_act_at_times_of_their_own():
+    config = {"env": "MultiAgentCartPole", "env_config": {"num_agents": 2}, "replay_mode": "lockstep"}
+    with (
+        dqn(**config, **TWO_POLICIES, learning_starts=100) as trainer,
+        pytest.raises(ConfigError, match="lockstep.*as many rows of every policy"),
+    ):
+        trainer.train()
+        trainer.train()
+
+
+def test_policies_that_do_not_learn_are_not_stored():
+    multiagent = {**TWO_POLICIES["multiagent"], "policies_to_train": ["second"]}
+    config = {"env": "MultiAgentCartPole", "env_config": {"num_agents": 2}, "multiagent": multiagent}
+    with dqn(**config) as trainer:
+        result = trainer.train()
+        assert set(result["info"]["replay_buffer"]) == {"second"}
+        assert set(result["info"]["learner"]) == {"second"}
