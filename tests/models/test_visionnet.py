@@ -1,10 +1,12 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from jaxrl.models import ModelConfig, make_model, preprocess, visionnet
+from jaxrl.models import ModelConfig, convolutions, make_model, preprocess, visionnet
 from jaxrl.types import ConfigError, ModelInputs
 
 KEY = jax.random.key(0)
@@ -20,7 +22,7 @@ def out_shapes(space, **options):
     shapes = []
     for layer in visionnet.conv_layers(space, ModelConfig(**options)):
         height, width = (
-            visionnet._out_size(n, k, s, layer.padding)
+            convolutions.out_size(n, k, s, layer.padding)
             for n, k, s in zip((height, width), layer.kernel, layer.stride, strict=True)
         )
         shapes.append((height, width, layer.out))
@@ -28,7 +30,7 @@ def out_shapes(space, **options):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
-@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (1, 1)), ((4, 2), (2, 1)), ((4, 3), (3, 2))])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (1, 1)), ((4, 2), (2, 1)), ((4, 3), (3, 2)), ((1, 2), (2, 3))])
 def test_both_lowerings_agree(padding, kernel, stride):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 11, 8, 3)).astype(np.float32)
@@ -39,7 +41,7 @@ def test_both_lowerings_agree(padding, kernel, stride):
         return out, vjp(jnp.cos(jnp.arange(out.size)).reshape(out.shape))
 
     got, expected = (
-        jax.jit(out_and_gradients, static_argnums=0)(f) for f in (visionnet.conv_im2col, visionnet.conv_xla)
+        jax.jit(out_and_gradients, static_argnums=0)(f) for f in (convolutions.conv_cpu, convolutions.conv_xla)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
 
@@ -47,19 +49,52 @@ def test_both_lowerings_agree(padding, kernel, stride):
 def test_a_kernel_as_large_as_the_image_is_a_dense_layer():
     rng = np.random.default_rng(0)
     x, w = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 5, 4, 3), (5, 4, 3, 6)))
-    got = visionnet.conv2d(x, w, (1, 1), "VALID")
-    np.testing.assert_allclose(got, visionnet.conv_xla(x, w, (1, 1), "VALID"), rtol=1e-4, atol=1e-5)
+    got = convolutions.conv2d(x, w, (1, 1), "VALID")
+    np.testing.assert_allclose(got, convolutions.conv_xla(x, w, (1, 1), "VALID"), rtol=1e-4, atol=1e-5)
 
 
 def test_lowering_follows_the_backend(monkeypatch):
     def primitives(x, w):
-        return str(jax.make_jaxpr(lambda x, w: visionnet.conv2d(x, w, (2, 2), "SAME"))(x, w))
+        return str(jax.make_jaxpr(lambda x, w: convolutions.conv2d(x, w, (2, 2), "SAME"))(x, w))
 
     x, w = jnp.zeros((1, 8, 8, 1)), jnp.zeros((3, 3, 1, 2))
     with jax.default_device(jax.devices("cpu")[0]):
-        assert "conv_general_dilated" not in primitives(x, w)
-    monkeypatch.setattr(visionnet, "_platform", lambda: "gpu")
-    assert "conv_general_dilated" in primitives(x, w)
+        assert "custom_vjp_call" in primitives(x, w)
+    monkeypatch.setattr(convolutions, "_platform", lambda: "gpu")
+    assert "custom_vjp_call" not in primitives(x, w)
+
+
+def test_every_convolution_has_the_form_that_is_fast_in_loops():
+    def step(w, _):
+        def loss(w):
+            hidden = convolutions.conv2d(x, w, (2, 2), "SAME")
+            return (convolutions.conv2d(hidden, w2, (1, 1), "VALID") ** 2).sum()
+
+        return w - 0.1 * jax.grad(loss)(w), None
+
+    x, w, w2 = jnp.ones((4, 9, 9, 2)), jnp.ones((4, 4, 2, 3)), jnp.ones((3, 3, 3, 5))
+    text = jax.jit(lambda w: jax.lax.scan(step, w, length=2)[0]).lower(w).compile().as_text() or ""
+    forms = re.findall(r"dim_labels=(\S+?)[,\s]", text)
+    assert len(forms) == 4  # forward twice, one gradient of an image, one of a kernel (the second is a constant)
+    assert set(forms) == {"b01f_01io->b01f"}
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 50])
+def test_chunks_of_rows_change_nothing(rows):
+    space = image(12, 12, 1)
+    model = make_model(space, TWO, 2, ModelConfig(conv_filters=[[4, 3, 2], [8, 3, 1, "valid"], [5, 4, 1]]))
+    params = model.init(KEY)
+    obs = np.random.default_rng(0).integers(0, 256, (rows, 12, 12, 1), np.uint8)
+
+    def loss(params, obs):
+        return (model.apply(params, ModelInputs(obs)).dist_inputs ** 2).sum()
+
+    gradients = jax.jit(jax.value_and_grad(loss))
+    value, gradient = gradients(params, obs)
+    single = [gradients(params, row[None]) for row in obs]
+    np.testing.assert_allclose(value, sum(v for v, _ in single), rtol=1e-4)
+    expected = jax.tree.map(lambda *x: sum(x), *(g for _, g in single))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), gradient, expected)
 
 
 @pytest.mark.parametrize(
