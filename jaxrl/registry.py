@@ -24,6 +24,8 @@ ALGORITHMS: Mapping[str, str] = {
     "SimpleQ": "jaxrl.algorithms.simple_q:SimpleQTrainer",
     "IQN": "jaxrl.algorithms.iqn:IQNTrainer",
     "R2D2": "jaxrl.algorithms.r2d2:R2D2Trainer",
+    "DDPG": "jaxrl.algorithms.ddpg:DDPGTrainer",
+    "TD3": "jaxrl.algorithms.td3:TD3Trainer",
     "SAC": "jaxrl.algorithms.sac:SACTrainer",
 }
 
