@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import math
 import sys
+import time
+import tracemalloc
 from typing import Any
 
 import gymnasium as gym
+import jax
 import numpy as np
 import pytest
 
@@ -254,8 +258,6 @@ class _PayingEmulator:
 
 
 def make_worker(game: str = BREAKOUT, **options: Any) -> RolloutWorker:
-    import jax
-
     from jaxrl.algorithms.ppo import PPOPolicy
 
     config = PPOTrainer.resolve_config(
@@ -453,9 +455,51 @@ def test_a_trainer_saved_within_games_goes_on_bit_for_bit(tmp_path):
     for a, b in zip(got, want, strict=True):
         assert a["hist_stats"] == b["hist_stats"]
         assert a["info"]["learner"] == b["info"]["learner"]
-    import jax
-
     jax.tree.map(np.testing.assert_array_equal, *trees_equal)
+
+
+def test_the_preprocessing_costs_little_beside_the_emulator():
+    env = make(PONG, repeat_action_probability=0.0)
+    env.reset(seed=0)
+    cv2, ale, screen = sys.modules["cv2"], emulator(env), np.zeros((210, 160), np.uint8)
+
+    def bare() -> None:
+        for _ in range(4):
+            ale.act(0)
+        for _ in range(2):
+            ale.getScreenGrayscale(screen)
+        cv2.resize(screen, (84, 84), interpolation=cv2.INTER_AREA)
+
+    def seconds(step: Any) -> float:
+        started = time.perf_counter()
+        for _ in range(20):
+            step()
+        return time.perf_counter() - started
+
+    env.step(0)
+    turns = [(seconds(lambda: env.step(0)), seconds(bare)) for _ in range(10)]
+    assert min(full for full, _ in turns) < 2 * min(low for _, low in turns)
+
+
+def test_training_keeps_no_frames():
+    frames = 64 * 84 * 84 * 4
+
+    def held() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0] + sum(x.nbytes for x in jax.live_arrays())
+
+    with PPOTrainer(config={"env": PONG, **CONFIG}) as trainer:
+        trainer.train()
+        tracemalloc.start()  # NumPy's arrays among others
+        try:
+            trainer.train()
+            before = held()
+            for _ in range(8):
+                trainer.train()
+            grown = held() - before
+        finally:
+            tracemalloc.stop()
+    assert grown < frames
 
 
 @pytest.mark.parametrize(("game", "actions", "worst"), [(PONG, 6, -21), (BREAKOUT, 4, 0)])
