@@ -16,9 +16,9 @@
 # %% [markdown]
 # # Learning off-policy
 #
-# On-policy algorithms throw a batch away once they have learned from it. Off-policy ones keep it in a replay memory and
-# draw from it again and again. This page writes Q-learning as a loss, builds DQN up to Rainbow term by term, looks into
-# the replay memory, and ends with soft actor-critic on a pendulum.
+# On-policy algorithms throw a batch away once they have learned from it. Off-policy ones keep it in a replay memory
+# and draw from it again and again. This page writes Q-learning as a loss, builds DQN up to Rainbow term by term,
+# looks into the replay memory, and ends with soft actor-critic on a pendulum.
 
 # %%
 import os
@@ -57,10 +57,10 @@ plain = {**config, "double_q": False, "dueling": False, "prioritized_replay": Fa
 #
 # $$ L = \mathbb{E}\left[ \left( r + \gamma \max_{a'} Q_\text{target}(s', a') - Q(s, a) \right)^2 \right] $$
 #
-# A policy's outputs can be read as action values as well as logits: `dist_inputs` are $Q(s, \cdot)$, and the greedy action
-# is the distribution's mode. `ctx.target_params` are the target network's parameters. Replayed rows come with
-# `new_obs`, the true successor, and with `discounts`, which is $\gamma^n$ and zero where the episode terminated. What the
-# loss returns for each row, here `td_error`, may become its priority.
+# A policy's outputs can be read as action values as well as logits: `dist_inputs` are $Q(s, \cdot)$, and the greedy
+# action is the distribution's mode. `ctx.target_params` are the target network's parameters. Replayed rows come with
+# `new_obs`, the true successor, and with `discounts`, which is $\gamma^n$ and zero where the episode terminated. What
+# the loss returns for each row, here `td_error`, may become its priority.
 
 
 # %%
@@ -83,9 +83,9 @@ history
 # %% [markdown]
 # ## The plan: two chains in turn
 #
-# One chain samples and stores; the other one draws, learns, and moves the target network. `Concurrently` takes an item
-# of each in turn. Here a round of 32 steps is followed by 16 gradient steps, on 16 batches that are drawn together and
-# learned from in one compiled loop.
+# One chain samples and stores; the other one draws, learns, and moves the target network. `Concurrently` takes an
+# item of each in turn. Here a round of 32 steps is followed by 16 gradient steps, on 16 batches that are drawn
+# together and learned from in one compiled loop.
 
 # %%
 print(plan)
@@ -93,10 +93,11 @@ print(plan)
 # %% [markdown]
 # ## From DQN to Rainbow, term by term
 #
-# Each line adds one idea to those above it; together they are [Rainbow](https://arxiv.org/abs/1710.02298). Every one is an
-# option of `DQNTrainer`.
+# Each line adds one idea to those above it; together they are [Rainbow](https://arxiv.org/abs/1710.02298). Every one
+# is an option of `DQNTrainer`.
 
 # %%
+quiet = {"type": "EpsilonGreedy", "initial_epsilon": 0.0, "final_epsilon": 0.0}
 terms = {
     "DQN": {},
     "+ double": {"double_q": True},
@@ -128,8 +129,9 @@ figure
 # %% [markdown]
 # ## Inside the replay memory
 #
-# The memory belongs to the plan's context. Rows are drawn in proportion to their priority, the size of their last TD error
-# (or for distributions their loss) to the power 0.6; a row that has never been learned from has the largest one so far.
+# The memory belongs to the plan's context. Rows are drawn in proportion to their priority, the size of their last TD
+# error (or for distributions their loss) to the power 0.6; a row that has never been learned from has the largest one
+# so far.
 
 # %%
 memory = rainbow.context.memory
@@ -152,8 +154,8 @@ right.set(xlabel="step within its episode", ylabel="importance weight", title="W
 plt.show()
 
 # %% [markdown]
-# An observation is stored once. `new_obs` is found by following a pointer to the successor's row, and the returns of three
-# steps were summed when the rows were stored. So a row costs little more than what it holds:
+# An observation is stored once. `new_obs` is found by following a pointer to the successor's row, and the returns of
+# three steps were summed when the rows were stored. So a row costs little more than what it holds:
 
 # %%
 print(
@@ -161,7 +163,8 @@ print(
 )
 
 # %% [markdown]
-# A checkpoint holds the memory if `store_buffer_in_checkpoints` says so, and a run restored from it goes on bit for bit.
+# A checkpoint holds the memory if `store_buffer_in_checkpoints` says so, and a run restored from it goes on bit for
+# bit.
 
 # %% [markdown]
 # ## Soft actor-critic
@@ -200,5 +203,5 @@ plt.show()
 print(f"evaluation: {evaluation['episode_reward_mean']:.0f} over {evaluation['episodes_this_iter']} episodes")
 
 # %% [markdown]
-# To write an algorithm of your own, start from `jaxrl/algorithms/dqn.py` or `sac.py`: a loss, a model, and the plan that they
-# share in `jaxrl/trainers/off_policy.py`.
+# To write an algorithm of your own, start from `jaxrl/algorithms/dqn.py` or `sac.py`: a loss, a model, and the plan
+# that they share in `jaxrl/trainers/off_policy.py`.
