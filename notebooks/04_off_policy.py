@@ -158,9 +158,8 @@ plt.show()
 # three steps were summed when the rows were stored. So a row costs little more than what it holds:
 
 # %%
-print(
-    f"{memory.stats()['default_policy']['size_bytes'] / state.spec.capacity:.0f} bytes for each of {state.spec.capacity} rows"
-)
+size, capacity = memory.stats()["default_policy"]["size_bytes"], state.spec.capacity
+print(f"{size / capacity:.0f} bytes for each of {capacity} rows")
 
 # %% [markdown]
 # A checkpoint holds the memory if `store_buffer_in_checkpoints` says so, and a run restored from it goes on bit for
