@@ -24,6 +24,16 @@ HELD_TO = [
     "a2c/cartpole-a2c",
     "a2c/cartpole-a2c-microbatch",
     "pg/cartpole-pg",
+    "simple_q/cartpole-simpleq",
+    "dqn/cartpole-dqn-softq",
+    "dqn/cartpole-dqn-noisy",
+    "dqn/cartpole-dqn-param-noise",
+    "dqn/cartpole-rainbow",
+    "dqn/parametric-cartpole-dqn",
+    "dqn/two-policy-cartpole-dqn",
+    "iqn/cartpole-iqn",
+    "r2d2/stateless-cartpole-r2d2",
+    "r2d2/repeatafterme-r2d2",
 ]
 SEEDS = (0, 1, 2)
 
