@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from jaxrl.envs.rows import leaves
+from jaxrl.envs.rows import is_array_space, leaves
 
 # Longer episodes are not replayed: minutes of stepping to save one episode.
 MAX_REPLAY_STEPS = 50_000
@@ -69,8 +69,11 @@ class ReplayLog:
         """Copies what is still needed out of the recorded action arrays and lets go of them."""
         if not self.steps:
             return
-        columns = [leaves(self._action_space, actions) for actions in self.steps]
-        stacked = [np.stack([row[i] for row in columns]) for i in range(len(columns[0]))]
+        if is_array_space(self._action_space):
+            stacked = [np.stack(self.steps)]
+        else:
+            columns = [leaves(self._action_space, actions) for actions in self.steps]
+            stacked = [np.stack([row[i] for row in columns]) for i in range(len(columns[0]))]
         for b in range(len(self._bases)):
             rows, count = self._rows_of(b)
             if not count:

@@ -19,7 +19,7 @@ from jaxrl.data import SampleBatch
 from jaxrl.envs import EPISODE_CONTINUES, VectorEnv, check_fragment, empty_rows
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
-from jaxrl.rollout.acting import LeanAct
+from jaxrl.rollout.acting import LeanAct, fold_in
 from jaxrl.rollout.actions import action_transform, clip_rewards, reward_rule
 from jaxrl.rollout.agent_rows import final_slots, refill
 from jaxrl.rollout.episodes import EpisodeTracker
@@ -115,7 +115,7 @@ class VectorSampler:
         """One fragment, postprocessed: `[T, B]` in truncate_episodes mode, else whole episodes, padded and masked."""
         batch = fragment = self.collect(weights)
         if self.policy.spec.postprocesses:
-            key = jax.random.fold_in(self._key, 2**31 + self._unroll)  # beyond the numbers of vector steps
+            key = fold_in(self._key, np.uint32(2**31 + self._unroll))  # beyond the numbers of vector steps
             batch = self.policy.postprocess(weights[DEFAULT_POLICY_ID], fragment, None, key).to_numpy()
         hook = None if self.callbacks is None else self.callbacks.on_postprocess_trajectory
         if hook is not None:
@@ -128,7 +128,7 @@ class VectorSampler:
         steps, num_envs, own = self.config.rollout_fragment_length, self.env.num_envs, weights[DEFAULT_POLICY_ID]
         acting = own
         if self._perturbation is not None and self.explore:
-            salt = jax.random.fold_in(self._key, 2**31 + 2**30 + self._unroll)  # apart from steps and postprocessing
+            salt = fold_in(self._key, np.uint32(2**31 + 2**30 + self._unroll))  # apart from steps and postprocessing
             acting = self._perturbation.perturb(own, self._carry, salt)
         rows = FragmentRows(self.env, self.policy.spec.action_space, steps, filtered=not self.filter.identity)
         rows.put_raw(0, self._obs)
