@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from jaxrl import trees
+from jaxrl.algorithms.dqn import DQNTrainer
 from jaxrl.algorithms.ppo import PPOTrainer
+from jaxrl.callbacks import Callbacks
 from jaxrl.envs import EPISODE_CONTINUES, AtariOptions, DeepMindAtari, EnvContext, make_env_creator, make_vector_env
 from jaxrl.rollout import RolloutWorker, make_worker_env
 from jaxrl.trainers.episodes import Player
@@ -522,3 +524,38 @@ def test_ppo_runs_with_the_nature_network(game, actions, worst):
             assert episode.reward >= worst
             if game == BREAKOUT:  # five lives, one game
                 assert episode.complete and episode.length > 100
+
+
+@pytest.mark.parametrize("game", [PONG, BREAKOUT])
+def test_dqn_replays_the_stacks_that_were_seen_from_single_frames(game):
+    seen = []
+
+    def keep(*, worker: Any, samples: Any) -> None:
+        seen.append(samples)
+
+    config = {
+        "env": game,
+        "num_envs_per_worker": 2,
+        "rollout_fragment_length": 8,
+        "train_batch_size": 16,
+        "timesteps_per_iteration": 160,
+        "learning_starts": 144,
+        "buffer_size": 2000,
+        "n_step": 2,
+        "seed": 0,
+        "callbacks": Callbacks(on_sample_end=keep),
+    }
+    with DQNTrainer(config=config) as trainer:
+        result = trainer.train()
+        (state,) = trainer.context.memory.states.values()
+        batch = trainer.context.memory.sample(np.random.default_rng(0), 64, 1.0)[DEFAULT_POLICY_ID]
+    assert result["timesteps_total"] >= 160
+    assert all(math.isfinite(value) for value in result["info"]["learner"][DEFAULT_POLICY_ID].values())
+    assert batch["obs"].shape == batch["new_obs"].shape == (64, 84, 84, 4)
+    assert state.obs[0].shape == (2000, 84, 84)
+    # The rest are rows beside the ring for ends and links between rows: few, and no frames of a stack.
+    assert result["info"]["replay_buffer"][DEFAULT_POLICY_ID]["size_bytes"] < 1.2 * 2000 * 84 * 84
+    stacks = {obs.tobytes() for samples in seen for obs in samples["obs"].reshape(-1, 84, 84, 4)}
+    finals = {obs.tobytes() for samples in seen for obs in np.concatenate([samples["final_obs"], samples["last_obs"]])}
+    assert all(obs.tobytes() in stacks for obs in np.asarray(batch["obs"]))
+    assert all(obs.tobytes() in stacks | finals for obs in np.asarray(batch["new_obs"]))
