@@ -11,7 +11,7 @@ sequence's priority is `eta max_t |td_t| + (1 - eta) mean_t |td_t|` (section 2.3
 
 Departures: sequences do not overlap, and may span episodes (the state begins anew within them); rows that a time limit
 cuts off within their n steps are left out of the loss, since the state after them is not stored; near a sequence's end
-returns are of fewer steps.
+returns are of fewer steps. The values that the policy gives are squashed ones.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ def execution_plan(ctx: PlanContext) -> LocalIterator:
 
 
 def _sequence_length(config: Any) -> int:
-    return min(config.model.max_seq_len, config.rollout_fragment_length)
+    length = config.model.max_seq_len
+    return length if config.batch_mode == "complete_episodes" else min(length, config.rollout_fragment_length)
 
 
 def validate_config(config: Any) -> Any:
