@@ -59,6 +59,8 @@ $(PEERS)/.installed: benchmarks/requirements-peers.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	# Its one script that is used runs here too, though the package asks for Python < 3.11 and old libraries.
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python cleanrl==1.2.0
 	@touch $@
 
 clean: ## remove everything that was made, .venv included

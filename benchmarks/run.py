@@ -15,7 +15,10 @@ from typing import Any
 
 from measuring import HERE, Options, Row, load, machine, versions
 
-NAMES = ("ppo_throughput", "ppo_workers", "time_to_solve", "learner", "sampling", "import_time", "memory")
+NAMES = (
+    "ppo_throughput", "ppo_workers", "time_to_solve", "learner", "sampling", "ppo_pong", "dqn_throughput", "dqn_solve",
+    "sac_throughput", "sac_solve", "replay", "import_time", "memory",
+)  # fmt: skip
 RESULTS, README = HERE / "results.json", HERE / "README.md"
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
 
@@ -23,7 +26,7 @@ BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which, of {', '.join(NAMES)}; none: all")
-    parser.add_argument("--rounds", type=int, help="rounds of alternation (seeds, for time_to_solve)")
+    parser.add_argument("--rounds", type=int, help="rounds of alternation (seeds, for times to a solved problem)")
     parser.add_argument("--quick", action="store_true", help="short runs whose figures mean nothing; writes nothing")
     parser.add_argument("--minutes", type=float, default=30.0, help="of each of the two memory runs")
     arguments = parser.parse_args()
