@@ -547,8 +547,9 @@ def test_dqn_replays_the_stacks_that_were_seen_from_single_frames(game):
     }
     with DQNTrainer(config=config) as trainer:
         result = trainer.train()
-        (state,) = trainer.context.memory.states.values()
-        batch = trainer.context.memory.sample(np.random.default_rng(0), 64, 1.0)[DEFAULT_POLICY_ID]
+        memory: Any = trainer.context.memory
+        (state,) = memory.states.values()
+        batch = memory.sample(np.random.default_rng(0), 64, 1.0)[DEFAULT_POLICY_ID]
     assert result["timesteps_total"] >= 160
     assert all(math.isfinite(value) for value in result["info"]["learner"][DEFAULT_POLICY_ID].values())
     assert batch["obs"].shape == batch["new_obs"].shape == (64, 84, 84, 4)
