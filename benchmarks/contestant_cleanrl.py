@@ -1,9 +1,9 @@
 """CleanRL's JAX DQN as a contestant: `contestant_cleanrl.py throughput|solve`.
 
-The script that its package installs runs as it is, from its first to its last line. It takes turns in `env.step`, where
-its environments wait for the next request, and sees the Gymnasium that it was written for: environments that reset at
-once, and the last observation by its old name. Its log goes nowhere, as the other libraries' does. Runs in the peers'
-environment, hence the imports by name.
+The script that its package installs runs as it is, from its first to its last line (for throughput with layers of the
+common sizes). It takes turns in `env.step`, where its environments wait for the next request, and sees the Gymnasium
+that it was written for: environments that reset at once, and the last observation by its old name. Its log goes
+nowhere, as the other libraries' does. Runs in the peers' environment, hence the imports by name.
 """
 
 from __future__ import annotations
