@@ -1,6 +1,7 @@
 """Operators with replay: storing, drawing, priorities, target networks, mixing; and memories in checkpoints."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,6 +29,12 @@ CONFIG = {
 
 def dqn(**options):
     return DQNTrainer(config={**CONFIG, **options})
+
+
+def memory_of(trainer):
+    memory = trainer.context.memory
+    assert memory is not None
+    return memory
 
 
 def params_of(trainer):
@@ -97,7 +104,7 @@ def test_target_network_moves_only_when_told():
 def test_priorities_follow_the_td_errors():
     with dqn(training_intensity=16.0) as trainer:
         trainer.train()
-        learner, memory = trainer.learners["default_policy"], trainer.context.memory
+        learner, memory = trainer.learners["default_policy"], memory_of(trainer)
         batch = memory.sample(np.random.default_rng(0), 64, 1.0)["default_policy"]
         assert batch["weights"].max() == pytest.approx(1.0, abs=1e-5) or batch["weights"].max() < 1.0
         learner.learn(batch)
@@ -129,7 +136,7 @@ def test_a_run_saved_with_its_replay_memory_goes_on_bit_for_bit(tmp_path, priori
         first.train()
         expected = params_of(first)
     with DQNTrainer.from_checkpoint(path) as second:
-        assert second.context.memory.stats()["default_policy"]["size"] == 120
+        assert memory_of(second).stats()["default_policy"]["size"] == 120
         second.train()
         assert_equal_trees(params_of(second), expected)
 
@@ -141,7 +148,7 @@ def test_a_run_saved_without_it_gathers_rows_anew(tmp_path):
     assert not (tmp_path / "there" / "replay").exists()
     with DQNTrainer.from_checkpoint(path) as again:
         step = int(again.learners["default_policy"].state.step)
-        assert again.context.memory.stats() == {}
+        assert memory_of(again).stats() == {}
         again.train()
         assert int(again.learners["default_policy"].state.step) > step
 
@@ -152,11 +159,11 @@ def test_replay_contents_that_do_not_fit_change_nothing(tmp_path):
         path = trainer.save(str(tmp_path / "there"))
     with dqn(buffer_size=100) as other:
         other.train()
-        before, held = params_of(other), other.context.memory.stats()
+        before, held = params_of(other), memory_of(other).stats()
         with pytest.raises(CheckpointError, match="capacity"):
             other.restore(path)
         assert_equal_trees(params_of(other), before)
-        assert other.context.memory.stats() == held
+        assert memory_of(other).stats() == held
     next((tmp_path / "there" / "replay").rglob("*.safetensors")).write_bytes(b"damaged")
     with dqn() as third, pytest.raises(CheckpointError, match="damaged"):
         third.restore(path)
@@ -223,7 +230,7 @@ def test_mix_in_replay_goes_on_from_its_saved_state():
 
 
 def test_wait_until_timesteps_elapsed():
-    ctx = SimpleNamespace(counters={"num_steps_sampled": 5})
+    ctx: Any = SimpleNamespace(counters={"num_steps_sampled": 5})
     operator = WaitUntilTimestepsElapsed(ctx, 10)
     assert operator.apply((), None)[1] is False
     ctx.counters["num_steps_sampled"] = 10
@@ -240,7 +247,7 @@ def test_lockstep_draws_the_same_time_steps_of_every_policy():
     config = {"env": "TwoStepGame", "replay_mode": "lockstep", **TWO_POLICIES}
     with dqn(**config) as trainer:
         trainer.train()
-        batch = trainer.context.memory.sample(np.random.default_rng(0), 20, 0.0)
+        batch = memory_of(trainer).sample(np.random.default_rng(0), 20, 0.0)
         first, second = batch["first"], batch["second"]
         for column in ("t", "eps_id", "batch_indexes"):
             np.testing.assert_array_equal(first[column], second[column])
