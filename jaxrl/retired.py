@@ -51,6 +51,17 @@ RETIRED: Mapping[str, tuple[str, str]] = {
     "object_store_memory": ("Ray manages its own memory", "Set it in ray.init or `ray start`."),
     "object_store_memory_per_worker": ("Ray manages its own memory", "Set it in ray.init or `ray start`."),
     "in_evaluation": ("workers know it from their worker set", "Remove it."),
+    "Q_model": (
+        "networks of off-policy actor-critics have options of their own",
+        "Use critic_hiddens and critic_hidden_activation.",
+    ),
+    "policy_model": (
+        "networks of off-policy actor-critics have options of their own",
+        "Use actor_hiddens and actor_hidden_activation.",
+    ),
+    "optimization": ("options are flat", "Use actor_lr, critic_lr and entropy_lr."),
+    "_use_beta_distribution": ("a model's distribution has a name", 'Use model={"custom_action_dist": "beta"}.'),
+    "_deterministic_loss": ("losses are pure functions of a key", "Remove it."),
     "logger_config": (
         "results go to one place, with or without Tune",
         "Remove it; Tune's storage_path or `jaxrl train --storage-path` says where.",

@@ -326,6 +326,23 @@ def test_dict_observations_and_discrete_actions_train():
         assert trainer.compute_action(0) in range(4)
 
 
+@pytest.mark.parametrize("name", list(TRAINERS))
+def test_policies_of_several_agents_learn_from_rows_of_their_own(name):
+    config = {
+        **trainer_config(name),
+        "env": "MultiAgentPendulum",
+        "env_config": {"num_agents": 2},
+        "multiagent": {"policies": {"first": None, "second": None}, "policy_mapping_fn": {0: "first", 1: "second"}},
+    }
+    with TRAINERS[name](config) as trainer:
+        result = trainer.train()
+        assert set(result["info"]["learner"]) == {"first", "second"}
+        assert {stats["size"] for stats in result["info"]["replay_buffer"].values()} == {result["timesteps_total"]}
+        steps = {int(learner.state.step) for learner in trainer.learners.values()}
+        assert len(steps) == 1
+        assert steps.pop() > 0
+
+
 @pytest.mark.parametrize("name", ["DDPG", "TD3"])
 def test_discrete_actions_are_refused_before_training(name):
     with pytest.raises(UnsupportedSpaceError, match=r"deterministic actor needs a Box of floats, got Discrete\(2\)"):

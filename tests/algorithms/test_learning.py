@@ -34,6 +34,10 @@ HELD_TO = [
     "iqn/cartpole-iqn",
     "r2d2/stateless-cartpole-r2d2",
     "r2d2/repeatafterme-r2d2",
+    "ddpg/pendulum-ddpg",
+    "td3/pendulum-td3",
+    "sac/pendulum-sac",
+    "sac/cartpole-sac",
 ]
 SEEDS = (0, 1, 2)
 

@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 
 from jaxrl.algorithms.a2c import A2CTrainer
+from jaxrl.algorithms.ddpg import DDPGTrainer
 from jaxrl.algorithms.dqn import DQNTrainer
 from jaxrl.algorithms.iqn import IQNTrainer
 from jaxrl.algorithms.ppo import PPOTrainer
 from jaxrl.algorithms.r2d2 import R2D2Trainer
+from jaxrl.algorithms.sac import SACTrainer
 from jaxrl.algorithms.simple_q import SimpleQTrainer
+from jaxrl.algorithms.td3 import TD3Trainer
+from jaxrl.distributions import Categorical
 from jaxrl.envs.probes import TASKS, ProbeAnswer, ProbeEnv
+from jaxrl.losses import q_of_actions
 from jaxrl.types import ModelInputs
 
 GAMMA = 0.5
@@ -40,6 +45,15 @@ Q_LEARNING: dict[str, Any] = {
     "exploration_config": {"type": "EpsilonGreedy", "epsilon_timesteps": 1000, "final_epsilon": 0.1},
 }
 HEADS: dict[str, Any] = {**Q_LEARNING, "hiddens": [16]}
+ACTOR_CRITICS: dict[str, Any] = {
+    **{key: value for key, value in Q_LEARNING.items() if key not in ("target_network_update_freq", "lr")},
+    "actor_hiddens": [16],
+    "critic_hiddens": [16],
+    "critic_lr": 0.01,
+    "actor_lr": 0.005,
+    "tau": 0.1,
+}
+NOISE: dict[str, Any] = {"random_timesteps": 200, "initial_scale": 3.0, "final_scale": 3.0}
 RECIPES: dict[str, tuple[Any, dict[str, Any], int]] = {
     "A2C": (A2CTrainer, {"rollout_fragment_length": 8, "train_batch_size": 64, "lr": 0.005, "entropy_coeff": 0.0}, 400),
     "PPO": (
@@ -72,6 +86,18 @@ RECIPES: dict[str, tuple[Any, dict[str, Any], int]] = {
         },
         30,
     ),
+    "DDPG": (DDPGTrainer, {**ACTOR_CRITICS, "exploration_config": {"type": "OrnsteinUhlenbeckNoise", **NOISE}}, 30),
+    "TD3": (TD3Trainer, {**ACTOR_CRITICS, "exploration_config": {"type": "GaussianNoise", **NOISE}}, 30),
+    "SAC": (
+        SACTrainer,
+        {
+            **ACTOR_CRITICS,
+            "initial_alpha": 0.01,  # values with next to no entropy in them
+            "entropy_lr": 0.0,
+            "exploration_config": {"type": "StochasticSampling", "random_timesteps": 200},
+        },
+        30,
+    ),
 }
 
 
@@ -90,6 +116,11 @@ def values_of(policy: Any, weights: Any, obs: Any, *, one_episode: bool) -> np.n
     model = policy.spec.model
     if policy.spec.recurrent and one_episode:
         return np.asarray(model.apply(weights[0], ModelInputs(obs[:, None]), model.initial_state(1)).value[:, 0])
+    if "q" in model.heads:  # critics of actions: the greedy action's value
+        dist = policy.spec.dist_class(model.apply(weights[0], ModelInputs(obs)).dist_inputs)
+        if isinstance(dist, Categorical):
+            return np.asarray(q_of_actions(model.heads["q"](weights[0], obs).min(axis=0), dist.mode()))
+        return np.asarray(model.heads["q"](weights[0], obs, dist.mode()).min(axis=0))
     return np.asarray(policy.value(weights, obs, model.initial_state(len(obs))))
 
 
