@@ -50,10 +50,15 @@ def action_transform(space: spaces.Space, *, normalize: bool, clip: bool) -> Cal
         scale = (high - low) / 2.0
 
         def denormalize(actions: Any) -> np.ndarray:
-            return low + (np.clip(actions, -1.0, 1.0) + 1.0) * scale
+            return low + (_clip(actions, -1.0, 1.0) + 1.0) * scale
 
         return denormalize
-    return (lambda actions: np.clip(actions, low, high)) if clip else None
+    return (lambda actions: _clip(actions, low, high)) if clip else None
+
+
+def _clip(actions: Any, low: Any, high: Any) -> np.ndarray:
+    # Half of what np.clip costs for a few numbers.
+    return np.minimum(np.maximum(actions, low), high)
 
 
 def _is_bounded(space: spaces.Space) -> bool:
