@@ -52,8 +52,8 @@ def random_start(
     ) -> tuple[PyTree, Array | None, PyTree]:
         if not explore:
             return exploration.sample(dist, state, key, t, coeffs, explore)
-        # One key for both: a step uses one draw alone. Splitting it makes an act of a 256x256 net on the CPU take 100 us
-        # instead of 30.
+        # One key for both, since a step uses one draw alone: split, it makes an act of a 256x256 net on the CPU take
+        # 100 us instead of 30.
         later, later_logp, state = exploration.sample(dist, state, key, t, coeffs, explore)
         drawn, drawn_logp, _ = uniform.sample(dist, (), key, t, coeffs, explore)
         now = coeffs[RANDOM_ACTIONS] > 0
