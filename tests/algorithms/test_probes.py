@@ -70,7 +70,7 @@ RECIPES: dict[str, tuple[Any, dict[str, Any], int]] = {
     ),
     "SimpleQ": (SimpleQTrainer, Q_LEARNING, 30),
     "DQN": (DQNTrainer, HEADS, 30),
-    "C51": (DQNTrainer, {**HEADS, "num_atoms": 21, "v_min": -2.0, "v_max": 2.0}, 30),
+    "C51": (DQNTrainer, {**HEADS, "num_atoms": 21, "v_min": -2.0, "v_max": 2.0}, 90),
     "Rainbow": (
         DQNTrainer,
         {**HEADS, "num_atoms": 21, "v_min": -2.0, "v_max": 2.0, "n_step": 3, "noisy": True, "sigma0": 0.2},
