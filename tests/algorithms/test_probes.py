@@ -96,7 +96,7 @@ RECIPES: dict[str, tuple[Any, dict[str, Any], int]] = {
             "entropy_lr": 0.0,
             "exploration_config": {"type": "StochasticSampling", "random_timesteps": 200},
         },
-        30,
+        60,
     ),
 }
 
