@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import jax
@@ -30,7 +30,6 @@ from jaxrl.config import option
 from jaxrl.distributions import DistClass, get_dist_class
 from jaxrl.models import Model, make_actor_critic
 from jaxrl.policies import (
-    PolicyConfig,
     TrainState,
     build_policy,
     default_optimizer,
@@ -40,21 +39,22 @@ from jaxrl.policies import (
 )
 from jaxrl.schedules import Coeff
 from jaxrl.trainers import build_trainer
-from jaxrl.trainers.off_policy import OffPolicyConfig, execution_plan, perturbs, validate_actor_critic
+from jaxrl.trainers.off_policy import (
+    ActorCriticConfig,
+    ActorCriticPolicyConfig,
+    execution_plan,
+    perturbs,
+    validate_actor_critic,
+)
 from jaxrl.trainers.support import Support
 from jaxrl.types import Array, LearnOutput, LossContext, Params, UnsupportedSpaceError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DDPGPolicyConfig(PolicyConfig):
+class DDPGPolicyConfig(ActorCriticPolicyConfig):
     """Options of DDPG's policy."""
 
     lr: Coeff = option(1e-3, "Learning rate, or a schedule [[t, value], ...].", traced=True)
-    actor_lr: Coeff | None = option(None, "Learning rate of the actor, or a schedule; None: lr.", traced=True)
-    critic_lr: Coeff | None = option(None, "Learning rate of the critics, or a schedule; None: lr.", traced=True)
-    grad_clip: float | None = option(
-        None, "Clip the norms of the actor's and of the critics' gradients to this; None: no clipping.", low=0
-    )
     exploration_config: Mapping[str, Any] = option(
         {
             "type": "OrnsteinUhlenbeckNoise",
@@ -70,9 +70,6 @@ class DDPGPolicyConfig(PolicyConfig):
     )
     actor_hiddens: tuple[int, ...] = option((400, 300), "Hidden layers of the actor.")
     critic_hiddens: tuple[int, ...] = option((400, 300), "Hidden layers of each critic.")
-    actor_hidden_activation: str = option("relu", "Activation of the actor's hidden layers.")
-    critic_hidden_activation: str = option("relu", "Activation of the critics' hidden layers.")
-    use_state_preprocessor: bool = option(False, "The model's own layers come before actor and critics.")
     twin_q: bool = option(False, "Two critics, of whose target values the smaller counts.")
     policy_delay: int = option(1, "The actor and the targets move on every so many-th gradient step.", low=1)
     smooth_target_policy: bool = option(False, "Add clipped noise to the target actor's actions.")
@@ -88,16 +85,9 @@ class DDPGPolicyConfig(PolicyConfig):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DDPGConfig(DDPGPolicyConfig, OffPolicyConfig):
+class DDPGConfig(DDPGPolicyConfig, ActorCriticConfig):
     """Options of DDPG."""
 
-    normalize_actions: bool = option(True, "Policies act in [-1, 1], mapped to the bounds of the Box action space.")
-    rollout_fragment_length: int | Literal["auto"] = option(8, "Steps of each environment per fragment.")
-    train_batch_size: int = option(256, "Rows of a batch drawn from the replay memory: one gradient step.", low=1)
-    training_intensity: float | None = option(
-        None, "Rows trained on for each env step sampled; None: train_batch_size, one gradient step per env step."
-    )
-    learning_starts: int = option(1500, "Rows of each policy before learning begins.", low=0)
     prioritized_replay: bool = option(True, "Draw rows by priority, the size of their TD error, instead of evenly.")
 
 

@@ -11,7 +11,6 @@ global norm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl import losses
+from jaxrl.algorithms.simple_q import SimpleQPolicyConfig, q_metrics
 from jaxrl.config import option
 from jaxrl.models import Model, make_q_model
-from jaxrl.policies import PolicyConfig, build_policy, target_update
-from jaxrl.schedules import Coeff
+from jaxrl.policies import build_policy, target_update
 from jaxrl.trainers import build_trainer
 from jaxrl.trainers.off_policy import OffPolicyConfig, execution_plan, perturbs, validate_config
 from jaxrl.trainers.support import Support
@@ -30,15 +29,9 @@ from jaxrl.types import Array, LearnOutput, LossContext, Params
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DQNPolicyConfig(PolicyConfig):
+class DQNPolicyConfig(SimpleQPolicyConfig):
     """Options of DQN's policy."""
 
-    lr: Coeff = option(5e-4, "Learning rate, or a schedule [[t, value], ...].", traced=True)
-    grad_clip: float | None = option(40.0, "Clip the gradients' global norm to this; None: no clipping.", low=0)
-    exploration_config: Mapping[str, Any] = option(
-        {"type": "EpsilonGreedy", "initial_epsilon": 1.0, "final_epsilon": 0.02, "epsilon_timesteps": 10_000},
-        "Exploration: {'type': name, **options}.",
-    )
     hiddens: tuple[int, ...] = option((256,), "Hidden layers of the value streams, after the model's own.")
     dueling: bool = option(True, "Separate streams for the state's value and the actions' advantages.")
     double_q: bool = option(True, "The network that learns chooses the successor's action, the target values it.")
@@ -47,8 +40,6 @@ class DQNPolicyConfig(PolicyConfig):
     num_atoms: int = option(1, "Atoms of the return's distribution; 1: its mean alone.", low=1)
     v_min: float = option(-10.0, "Lowest return of the distribution's support.")
     v_max: float = option(10.0, "Highest return of the distribution's support.")
-    target_network_update_freq: int = option(500, "Env steps between updates of the target network.", low=0)
-    tau: float = option(1.0, "An update of the target network: tau * params + (1 - tau) * target.", low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,7 +77,7 @@ def dqn_loss(params: Params, batch: Any, ctx: LossContext) -> tuple[Array, Learn
     q = losses.q_of_actions(now.dist_inputs, actions, start)
     if ctx.config.num_atoms == 1:
         next_q = losses.double_q_values(target.dist_inputs, chooser.dist_inputs)
-        td_error = jax.lax.stop_gradient(losses.td_target(rewards, discounts, next_q)) - q
+        td_error = losses.td_error(q, jax.lax.stop_gradient(losses.td_target(rewards, discounts, next_q)))
         loss = losses.huber(td_error)
     else:
         support = losses.value_support(ctx.config.v_min, ctx.config.v_max, ctx.config.num_atoms)
@@ -95,13 +86,7 @@ def dqn_loss(params: Params, batch: Any, ctx: LossContext) -> tuple[Array, Learn
         target_probs = losses.categorical_td_target(rewards, discounts, next_probs, support)
         logits = losses.atoms_of_actions(now.extras["q_logits"], actions, start)
         loss = td_error = losses.cross_entropy(jax.lax.stop_gradient(target_probs), logits)
-    metrics = {
-        "mean_q": batch.mean(q),
-        "min_q": q.min(),
-        "max_q": q.max(),
-        "mean_td_error": batch.mean(td_error),
-    }
-    return batch.mean(batch["weights"] * loss), LearnOutput(metrics, {"td_error": td_error})
+    return batch.mean(batch["weights"] * loss), LearnOutput(q_metrics(batch, q, td_error), {"td_error": td_error})
 
 
 DQNPolicy = build_policy(

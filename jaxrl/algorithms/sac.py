@@ -29,33 +29,23 @@ from jaxrl import losses
 from jaxrl.config import option
 from jaxrl.distributions import MASK_VALUE, Categorical, DistClass, get_dist_class
 from jaxrl.models import Model, make_actor_critic
-from jaxrl.policies import PolicyConfig, build_policy, default_optimizer, learning_rates, target_update
+from jaxrl.policies import build_policy, default_optimizer, learning_rates, target_update
 from jaxrl.schedules import Coeff
 from jaxrl.trainers import build_trainer
-from jaxrl.trainers.off_policy import OffPolicyConfig, execution_plan, validate_actor_critic
+from jaxrl.trainers.off_policy import ActorCriticConfig, ActorCriticPolicyConfig, execution_plan, validate_actor_critic
 from jaxrl.trainers.support import Support
 from jaxrl.types import Array, LearnOutput, LossContext, Params
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SACPolicyConfig(PolicyConfig):
+class SACPolicyConfig(ActorCriticPolicyConfig):
     """Options of SAC's policy."""
 
     lr: Coeff = option(3e-4, "Learning rate, or a schedule [[t, value], ...].", traced=True)
-    actor_lr: Coeff | None = option(None, "Learning rate of the actor, or a schedule; None: lr.", traced=True)
-    critic_lr: Coeff | None = option(None, "Learning rate of the critics, or a schedule; None: lr.", traced=True)
     entropy_lr: Coeff | None = option(None, "Learning rate of the temperature, or a schedule; None: lr.", traced=True)
-    grad_clip: float | None = option(
-        None, "Clip the norm of the gradients of actor, critics and temperature to this; None: no clipping.", low=0
-    )
     exploration_config: Mapping[str, Any] = option(
         {"type": "StochasticSampling", "random_timesteps": 1500}, "Exploration: {'type': name, **options}."
     )
-    actor_hiddens: tuple[int, ...] = option((256, 256), "Hidden layers of the actor.")
-    critic_hiddens: tuple[int, ...] = option((256, 256), "Hidden layers of each critic.")
-    actor_hidden_activation: str = option("relu", "Activation of the actor's hidden layers.")
-    critic_hidden_activation: str = option("relu", "Activation of the critics' hidden layers.")
-    use_state_preprocessor: bool = option(False, "The model's own layers come before actor and critics.")
     twin_q: bool = option(True, "Two critics, of whose values the smaller counts.")
     initial_alpha: float = option(1.0, "First temperature: the weight of entropy against reward.")
     target_entropy: float | Literal["auto"] = option(
@@ -69,18 +59,11 @@ class SACPolicyConfig(PolicyConfig):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SACConfig(SACPolicyConfig, OffPolicyConfig):
+class SACConfig(SACPolicyConfig, ActorCriticConfig):
     """Options of SAC."""
 
-    normalize_actions: bool = option(True, "Policies act in [-1, 1], mapped to the bounds of the Box action space.")
-    rollout_fragment_length: int | Literal["auto"] = option(8, "Steps of each environment per fragment.")
-    train_batch_size: int = option(256, "Rows of a batch drawn from the replay memory: one gradient step.", low=1)
     timesteps_per_iteration: int = option(100, "Env steps of an iteration at least; 0: one round of learning.", low=0)
-    training_intensity: float | None = option(
-        None, "Rows trained on for each env step sampled; None: train_batch_size, one gradient step per env step."
-    )
     buffer_size: int = option(1_000_000, "Rows that the replay memory of each policy holds.", low=1)
-    learning_starts: int = option(1500, "Rows of each policy before learning begins.", low=0)
 
 
 def dist_fn(action_space: gymnasium.Space, config: Any) -> DistClass:

@@ -35,7 +35,9 @@ class SimpleQPolicyConfig(PolicyConfig):
         {"type": "EpsilonGreedy", "initial_epsilon": 1.0, "final_epsilon": 0.02, "epsilon_timesteps": 10_000},
         "Exploration: {'type': name, **options}.",
     )
-    target_network_update_freq: int = option(500, "Env steps between updates of the target network.", low=0)
+    target_network_update_freq: int = option(
+        500, "Env steps between updates of the target network; 0: after every gradient step.", low=0
+    )
     tau: float = option(1.0, "An update of the target network: tau * params + (1 - tau) * target.", low=0, high=1)
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import pathlib
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
 from jaxrl.data import MultiAgentBatch, SampleBatch
 from jaxrl.replay import ReplayBuffer, load, save
 from jaxrl.types import CheckpointError, ConfigError, PolicyID
+
+# Of the directories that hold the contents: a policy's id may be any text, and is no path.
+_PREFIX = "policy-"
 
 
 class ReplayMemory:
@@ -93,7 +97,7 @@ class ReplayMemory:
         if self.store_in_checkpoints:
             directory.mkdir(exist_ok=True)
             for pid, state in self.states.items():
-                save(state, directory / pid)
+                save(state, directory / f"{_PREFIX}{quote(pid, safe='')}")
 
     def load(self, directory: pathlib.Path) -> dict[PolicyID, Any]:
         """What `save` wrote, to be assigned to `states`; empty where it wrote nothing.
@@ -101,8 +105,9 @@ class ReplayMemory:
         Raises:
             CheckpointError: of other policies, or a buffer of other options or shapes.
         """
-        found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+        paths = sorted(directory.iterdir()) if directory.is_dir() else []
+        found = {unquote(path.name.removeprefix(_PREFIX)): path for path in paths}
         unknown = sorted(set(found) - set(self.policies))
         if unknown:
             raise CheckpointError(f"{directory}: replay contents of policies {unknown}; there are {self.policies}.")
-        return {pid: load(self.buffer, directory / pid) for pid in found}
+        return {pid: load(self.buffer, path) for pid, path in found.items()}

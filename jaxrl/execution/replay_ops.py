@@ -14,6 +14,7 @@ from jaxrl.execution.nodes import Operator, random_unit
 from jaxrl.execution.replay_memory import ReplayMemory
 from jaxrl.execution.train_ops import Info
 from jaxrl.execution.waiting import NOT_READY
+from jaxrl.types import LossError
 
 Batch = SampleBatch | MultiAgentBatch
 
@@ -100,12 +101,21 @@ def UpdatePriorities(
         memory: the replay memory that the batch came from.
         eps: added, so that every row can be drawn again.
         priorities: `(batch, td_error) -> priorities`, before eps; of each row, or of each sequence.
+
+    Raises:
+        LossError: (while iterating) the loss returns no such row.
     """
 
     def apply(state: Any, item: tuple[MultiAgentBatch, Info]) -> tuple[Any, tuple[MultiAgentBatch, Info]]:
         batch, info = item
         for pid in info:
-            td_error = np.asarray(ctx.learners[pid].rows["td_error"])
+            rows = ctx.learners[pid].rows
+            if "td_error" not in rows:
+                raise LossError(
+                    f"policy {pid!r}: priorities need the row 'td_error' of its loss, which returns {sorted(rows)}; "
+                    "return (loss, LearnOutput(metrics, {'td_error': ...})), or set prioritized_replay to false."
+                )
+            td_error = np.asarray(rows["td_error"])
             memory.update(pid, batch[pid], priorities(batch[pid], td_error) + eps)
         return state, item
 

@@ -7,7 +7,6 @@ absent (`mask` False).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 
 from jaxrl.envs import EnvPlace, check_fragment, empty_rows
 from jaxrl.policies import Policy
-from jaxrl.rollout.acting import LeanAct
+from jaxrl.rollout.acting import LeanAct, fold_in
 from jaxrl.rollout.actions import clip_rewards
 from jaxrl.rollout.filters import Filter
 from jaxrl.rollout.perturbation import make_perturbation
@@ -118,11 +117,11 @@ class AgentRows:
             _set(self.prev_actions, b, 0)
             self.prev_rewards[b] = 0.0
 
-    def perturbed(self, weights: Weights, explore: bool, key: Callable[[], Any]) -> Weights:
+    def perturbed(self, weights: Weights, key: Any, salt: Any) -> Weights:
         """The weights that the next fragment is acted in with: perturbed where the exploration does that."""
-        if self._perturbation is None or not explore:
+        if self._perturbation is None:
             return weights
-        return self._perturbation.perturb(weights, self.carry, key())
+        return self._perturbation.perturb(weights, self.carry, fold_in(key, salt))
 
     def end_perturbed(self, weights: Weights, acting: Weights, fragment: Any) -> None:
         """Tells the exploration what perturbing the parameters changed in a fragment."""

@@ -14,6 +14,7 @@ from jaxrl.data import MultiAgentBatch, SampleBatch
 from jaxrl.envs import MultiAgentRunner, restore_runners
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
+from jaxrl.rollout.acting import fold_in
 from jaxrl.rollout.actions import action_transform
 from jaxrl.rollout.agent_rows import AgentRows, Slot
 from jaxrl.rollout.filters import Filter, make_filter
@@ -151,9 +152,11 @@ class MultiAgentSampler:
         fragments, env_steps = self._collect(weights)
         batches = {}
         for pid, fragment in fragments.items():
-            others = {other: batch for other, batch in fragments.items() if other != pid}
-            key = jax.random.fold_in(self._keys[pid], 2**31 + self._unroll)  # beyond the numbers of vector steps
-            batch = self.policies[pid].postprocess(weights[pid], fragment, others, key).to_numpy()
+            batch, policy = fragment, self.policies[pid]
+            if policy.spec.postprocesses:
+                others = {other: batch for other, batch in fragments.items() if other != pid}
+                key = fold_in(self._keys[pid], np.uint32(2**31 + self._unroll))  # beyond the numbers of vector steps
+                batch = policy.postprocess(weights[pid], fragment, others, key).to_numpy()
             hook = self.callbacks.on_postprocess_trajectory
             if hook is not None:
                 replaced = hook(worker=self.worker, policy_id=pid, batch=batch, original_batch=fragment)
@@ -169,7 +172,11 @@ class MultiAgentSampler:
         steps, num_envs = self.config.rollout_fragment_length, len(self.runners)
         for rows in self.rows.values():
             rows.begin(steps)
-        acting = {pid: rows.perturbed(weights[pid], self.explore, self._salt(pid)) for pid, rows in self.rows.items()}
+        salt = np.uint32(2**31 + 2**30 + self._unroll)  # apart from steps and postprocessing
+        acting = {
+            pid: rows.perturbed(weights[pid], self._keys[pid], salt) if self.explore else weights[pid]
+            for pid, rows in self.rows.items()
+        }
         running = np.ones(num_envs, bool)
         collected = np.zeros(num_envs, np.int64)
         clock, began, inference, stepping = time.perf_counter, time.perf_counter(), 0.0, 0.0
@@ -193,10 +200,6 @@ class MultiAgentSampler:
             self.rows[pid].end_perturbed(weights[pid], acting[pid], fragment)
         self.perf.add(i, stepping, inference, clock() - began)
         return fragments, int(collected.sum())
-
-    def _salt(self, pid: PolicyID) -> Any:
-        """A key for this fragment, apart from those of steps and postprocessing."""
-        return lambda: jax.random.fold_in(self._keys[pid], 2**31 + 2**30 + self._unroll)
 
     def _act(self, weights: Mapping[PolicyID, Weights], running: np.ndarray) -> dict[PolicyID, PyTree]:
         actions = {}

@@ -23,8 +23,9 @@ from jaxrl.execution.replay_ops import (
 )
 from jaxrl.execution.rollout_ops import ParallelRollouts
 from jaxrl.execution.train_ops import TrainOneStep
+from jaxrl.policies import PolicyConfig
 from jaxrl.replay import ReplayBuffer, prioritized_replay, uniform_replay
-from jaxrl.schedules import LinearSchedule
+from jaxrl.schedules import Coeff, LinearSchedule
 from jaxrl.trainers.config import CommonConfig
 from jaxrl.types import ConfigError
 
@@ -67,6 +68,35 @@ class OffPolicyConfig(CommonConfig):
     store_buffer_in_checkpoints: bool = option(
         False, "Checkpoints hold the replay memory; else a restored run gathers learning_starts rows anew."
     )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ActorCriticPolicyConfig(PolicyConfig):
+    """Options of the policies of off-policy actor-critics."""
+
+    actor_lr: Coeff | None = option(None, "Learning rate of the actor, or a schedule; None: lr.", traced=True)
+    critic_lr: Coeff | None = option(None, "Learning rate of the critics, or a schedule; None: lr.", traced=True)
+    grad_clip: float | None = option(
+        None, "Clip the norm of each group's gradients (actor, critics, ...) to this; None: no clipping.", low=0
+    )
+    actor_hiddens: tuple[int, ...] = option((256, 256), "Hidden layers of the actor.")
+    critic_hiddens: tuple[int, ...] = option((256, 256), "Hidden layers of each critic.")
+    actor_hidden_activation: str = option("relu", "Activation of the actor's hidden layers.")
+    critic_hidden_activation: str = option("relu", "Activation of the critics' hidden layers.")
+    use_state_preprocessor: bool = option(False, "The model's own layers come before actor and critics.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ActorCriticConfig(OffPolicyConfig):
+    """Options of off-policy actor-critics."""
+
+    normalize_actions: bool = option(True, "Policies act in [-1, 1], mapped to the bounds of the Box action space.")
+    rollout_fragment_length: int | Literal["auto"] = option(8, "Steps of each environment per fragment.")
+    train_batch_size: int = option(256, "Rows of a batch drawn from the replay memory: one gradient step.", low=1)
+    training_intensity: float | None = option(
+        None, "Rows trained on for each env step sampled; None: train_batch_size, one gradient step per env step."
+    )
+    learning_starts: int = option(1500, "Rows of each policy before learning begins.", low=0)
 
 
 def make_buffer(config: Any) -> ReplayBuffer:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl import build_policy, build_trainer
-from jaxrl.algorithms.dqn import DQNTrainer
+from jaxrl.algorithms.dqn import DQNPolicy, DQNTrainer, dqn_loss
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.replay_ops import MixInReplay, WaitUntilTimestepsElapsed, updates_in_turn
 from jaxrl.types import CheckpointError, ConfigError, LossError
@@ -119,6 +119,19 @@ def test_priorities_follow_the_td_errors():
         ratios = np.array([g / w for g, w in pairs])
         assert len(ratios) > 10
         np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
+
+
+def loss_without_rows(params, batch, ctx):
+    return dqn_loss(params, batch, ctx)[0]
+
+
+def test_priorities_without_td_errors_name_policy_and_row():
+    silent = DQNTrainer.with_updates(name="Silent", default_policy=DQNPolicy.with_updates(loss_fn=loss_without_rows))
+    with (
+        silent(config={**CONFIG, "prioritized_replay": True}) as trainer,
+        pytest.raises(LossError, match=r"default_policy.*td_error.*returns \[\].*prioritized_replay"),
+    ):
+        trainer.train()
 
 
 def _rows(memory, n):
