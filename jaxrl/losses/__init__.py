@@ -41,10 +41,12 @@ from jaxrl.losses.td import (
     unscale_values,
 )
 from jaxrl.losses.value import clipped_value_error, value_error
+from jaxrl.losses.vtrace import VTraceOutput, vtrace
 
 __all__ = [
     "GAEOutput",
     "Term",
+    "VTraceOutput",
     "advantage_policy_gradient",
     "atoms_of_actions",
     "categorical_td_target",
@@ -88,5 +90,6 @@ __all__ = [
     "unscale_values",
     "value_error",
     "value_support",
+    "vtrace",
     "weighted_sum",
 ]

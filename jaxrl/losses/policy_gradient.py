@@ -12,12 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.losses.algebra import Term, coeff, term
-from jaxrl.losses.statistics import clamp
+from jaxrl.losses.statistics import MAX_LOG_RATIO, clamp
 from jaxrl.types import Array, LearnOutput, LossContext, Params
-
-# exp(20) = 5e8 is far past any clip. Beyond it a single far-off row would overflow to infinity and make the gradient
-# NaN even where the clip is what counts (0 * inf).
-_MAX_LOG_RATIO = 20.0
 
 
 def reinforce() -> Term:
@@ -77,7 +73,7 @@ def clipped_surrogate(clip_param: float = 0.3) -> Term:
         log_prob_old, advantages = jax.lax.stop_gradient((batch["action_logp"], batch["advantages"]))
         chex.assert_equal_shape([log_prob, log_prob_old, advantages])
         clip = coeff(ctx, "clip_param")
-        ratio = jnp.exp(clamp(log_prob - log_prob_old, -jnp.inf, _MAX_LOG_RATIO))
+        ratio = jnp.exp(clamp(log_prob - log_prob_old, -jnp.inf, MAX_LOG_RATIO))
         unclipped, clipped = ratio * advantages, clamp(ratio, 1.0 - clip, 1.0 + clip) * advantages
         return -batch.mean(jnp.where(unclipped <= clipped, unclipped, clipped))
 

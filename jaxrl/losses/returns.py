@@ -60,10 +60,10 @@ def gae(
         out.advantages                                                # [1.5, 1.0]
         ```
     """
-    r_t, v_t, v_tp1, terminated_t, ended_t, mask = _check(r_t, v_t, v_tp1, terminated_t, ended_t, mask)
+    r_t, v_t, v_tp1, terminated_t, ended_t, mask = check_rows(r_t, v_t, v_tp1, terminated_t, ended_t, mask)
     delta_t = r_t + discount * jnp.where(terminated_t, 0.0, v_tp1) - v_t
     decay_t = jnp.where(ended_t, 0.0, jnp.broadcast_to(discount * lambda_, r_t.shape))
-    advantages = _reverse_recursion(delta_t, decay_t, mask)
+    advantages = reverse_recursion(delta_t, decay_t, mask)
     targets = advantages + v_t
     return GAEOutput(advantages, targets if mask is None else jnp.where(mask, targets, 0.0))
 
@@ -94,12 +94,12 @@ def lambda_returns(
     Returns:
         Returns, float32 `[T, ...]`; 0 at absent rows.
     """
-    r_t, v_tp1, terminated_t, ended_t, mask = _check(r_t, v_tp1, terminated_t, ended_t, mask)
+    r_t, v_tp1, terminated_t, ended_t, mask = check_rows(r_t, v_tp1, terminated_t, ended_t, mask)
     # Nothing follows the last present row: it bootstraps wholly from v_tp1, as an ended one does.
     cut_t = ended_t | _is_last(r_t, mask)
     lambda_t = jnp.where(cut_t, 0.0, jnp.broadcast_to(lambda_, r_t.shape))
     bootstrap_t = discount * (1.0 - lambda_t) * jnp.where(terminated_t, 0.0, v_tp1)
-    return _reverse_recursion(r_t + bootstrap_t, discount * lambda_t, mask)
+    return reverse_recursion(r_t + bootstrap_t, discount * lambda_t, mask)
 
 
 def discounted_returns(
@@ -159,7 +159,7 @@ def n_step_returns(
     """
     if n < 1:
         raise ValueError(f"n_step_returns: expected n >= 1, got {n}")
-    r_t, v_tp1, terminated_t, ended_t, mask = _check(r_t, v_tp1, terminated_t, ended_t, mask)
+    r_t, v_tp1, terminated_t, ended_t, mask = check_rows(r_t, v_tp1, terminated_t, ended_t, mask)
     cut_t = ended_t | _is_last(r_t, mask)
     next_row = None if mask is None else _next_row(mask)
     one_step = r_t + discount * jnp.where(terminated_t, 0.0, v_tp1)
@@ -173,7 +173,7 @@ def n_step_returns(
     return returns if mask is None else jnp.where(mask, returns, 0.0)
 
 
-def _check(*args: Any) -> tuple[Any, ...]:
+def check_rows(*args: Any) -> tuple[Any, ...]:
     """Asserts one shape `[T, ...]`, floats first, then three flags, the last of which (mask) may be None."""
     *floats, terminated_t, ended_t, mask = args
     floats = [jnp.asarray(x) for x in floats]
@@ -185,7 +185,7 @@ def _check(*args: Any) -> tuple[Any, ...]:
     return (*floats, *flags) if mask is not None else (*floats, *flags, None)
 
 
-def _reverse_recursion(x_t: Array, decay_t: Array, mask: Array | None) -> Array:
+def reverse_recursion(x_t: Array, decay_t: Array, mask: Array | None = None) -> Array:
     """`y_t = x_t + decay_t * y_{t+1}` from the last row up, starting at 0; absent rows pass `y` on."""
     if mask is not None:
         x_t, decay_t = jnp.where(mask, x_t, 0.0), jnp.where(mask, decay_t, 1.0)

@@ -11,6 +11,10 @@ import numpy as np
 
 from jaxrl.types import Array
 
+# Bound of log importance ratios: exp(20) = 5e8 is far past any clip. Beyond it a single far-off row would overflow to
+# infinity and make the gradient NaN even where the clip is what counts (0 * inf).
+MAX_LOG_RATIO = 20.0
+
 
 def standardize(x: Any, mask: Any = None, eps: float = 1e-4) -> Any:
     """Shifts and scales to mean 0 and (population) standard deviation 1 over all rows.

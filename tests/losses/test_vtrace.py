@@ -1,0 +1,181 @@
+"""V-trace against the paper's sum, hand-worked numbers, and the returns that it equals on-policy."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl import losses
+
+F = np.zeros(3, bool)
+
+
+def make_rows(seed=0, shape=(12, 3)):
+    """Rows of other episodes, and of true ones: `v_tp1` is the next row's value wherever the episode goes on."""
+    rng = np.random.default_rng(seed)
+    r, v, v_tp1, log_rho = rng.normal(size=(4, *shape)).astype(np.float32)
+    terminated = rng.random(shape) < 0.15
+    ended = terminated | (rng.random(shape) < 0.15)
+    return {
+        "r_t": r,
+        "v_t": v,
+        "v_tp1": v_tp1,
+        "log_rho_t": log_rho,
+        "terminated_t": terminated,
+        "ended_t": ended,
+    }
+
+
+def with_true_successors(rows, mask=None):
+    """`v_tp1` becomes the value of the next row that is there, wherever the episode goes on."""
+    v_tp1 = rows["v_tp1"].copy()
+    for b in np.ndindex(v_tp1.shape[1:]):
+        present = [t for t in range(len(v_tp1)) if mask is None or mask[(t, *b)]]
+        for t, after in itertools.pairwise(present):
+            if not rows["ended_t"][(t, *b)]:
+                v_tp1[(t, *b)] = rows["v_t"][(after, *b)]
+    return {**rows, "v_tp1": v_tp1}
+
+
+def vtrace_oracle(rows, discount, lambda_, clip_rho, clip_pg_rho, clip_c, mask=None):
+    """Equation 1 as the paper writes it, a sum over products of traces, for each row by itself; then section 4.2."""
+    r, v, v_tp1, rho = (np.asarray(rows[name], np.float64) for name in ("r_t", "v_t", "v_tp1", "log_rho_t"))
+    rho, terminated, ended = np.exp(rho), rows["terminated_t"], rows["ended_t"]
+
+    def capped(x, threshold):
+        return x if threshold is None else min(x, threshold)
+
+    def bootstrap(at):
+        return 0.0 if terminated[at] else v_tp1[at]
+
+    vs, advantages = np.zeros(r.shape), np.zeros(r.shape)
+    for b in np.ndindex(r.shape[1:]):
+        present = [(t, *b) for t in range(len(r)) if mask is None or mask[(t, *b)]]
+        for i, s in enumerate(present):
+            vs[s], product = v[s], 1.0
+            for t in present[i:]:
+                vs[s] += product * capped(rho[t], clip_rho) * (r[t] + discount * bootstrap(t) - v[t])
+                product *= discount * lambda_ * capped(rho[t], clip_c)
+                if ended[t]:
+                    break
+        for i, s in enumerate(present):
+            goes_on = i + 1 < len(present) and not ended[s]
+            following = lambda_ * vs[present[i + 1]] + (1 - lambda_) * v[present[i + 1]] if goes_on else bootstrap(s)
+            advantages[s] = capped(rho[s], clip_pg_rho) * (r[s] + discount * following - v[s])
+    return vs, advantages
+
+
+CLIPS = [(1.0, 1.0, 1.0), (None, None, None), (2.0, 0.7, 1.0), (np.inf, 1.5, 0.5)]
+
+
+@pytest.mark.parametrize("clips", CLIPS)
+@pytest.mark.parametrize("lambda_", [1.0, 0.8])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shape", [(12,), (12, 3), (6, 2, 2)])
+def test_against_the_papers_sum_with_and_without_jit(shape, masked, lambda_, clips):
+    mask = np.random.default_rng(5).random(shape) < 0.7 if masked else None
+    rows = with_true_successors(make_rows(shape=shape), mask)
+    assert rows["terminated_t"].any() and (rows["ended_t"] & ~rows["terminated_t"]).any()
+    here = np.ones(shape, bool) if mask is None else mask
+    names = dict(zip(("clip_rho", "clip_pg_rho", "clip_c"), clips, strict=True))
+    vs, advantages = vtrace_oracle(rows, 0.9, lambda_, **names, mask=mask)
+
+    def vtrace(rows, discount, lambda_, mask):
+        return losses.vtrace(**rows, discount=discount, lambda_=lambda_, **names, mask=mask)
+
+    for fn in (vtrace, jax.jit(vtrace)):
+        out = fn(rows, 0.9, lambda_, mask)
+        np.testing.assert_allclose(out.vs, vs, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(out.pg_advantages, advantages, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(out.errors, np.where(here, vs - rows["v_t"], 0.0), rtol=1e-4, atol=1e-5)
+        assert {x.dtype for x in out} == {jnp.dtype(jnp.float32)}
+
+
+def test_by_hand():
+    # rho = [2, 1/2, 1]: weights [1, 1/2, 1], traces 1/2 [1, 1/2, 1]; TD errors 1 + 0.5 * v_tp1 - v = [1, 0.5, 0].
+    r, v, v_tp1 = np.ones(3, np.float32), np.array([1.0, 2.0, 3.0]), np.array([2.0, 3.0, 4.0])
+    rows = (r, v, v_tp1, np.log([2.0, 0.5, 1.0]), F, F, 0.5)
+    out = losses.vtrace(*rows)
+    np.testing.assert_allclose(out.errors, [1.125, 0.25, 0.0], atol=1e-6)
+    np.testing.assert_allclose(out.vs, [2.125, 2.25, 3.0])
+    # r + 0.5 vs_{t+1} - v, the last with its own bootstrap: [1.125, 0.5, 0], times [1, 1/2, 1].
+    np.testing.assert_allclose(out.pg_advantages, [1.125, 0.25, 0.0], atol=1e-6)
+    unclipped = losses.vtrace(*rows, clip_pg_rho=None)
+    np.testing.assert_allclose(unclipped.pg_advantages, [2.25, 0.25, 0.0], atol=1e-6)
+    np.testing.assert_allclose(unclipped.vs, out.vs)
+
+
+def test_termination_takes_no_value_truncation_that_of_the_true_successor():
+    end = np.array([False, True, False])
+    r, v, v_tp1, log_rho = np.ones(3, np.float32), np.zeros(3), np.array([10.0, 20.0, 30.0]), np.zeros(3)
+    terminated = losses.vtrace(r, v, v_tp1, log_rho, end, end, 0.5)
+    np.testing.assert_allclose(terminated.vs, [6.0 + 0.5 * 1.0, 1.0, 16.0])
+    np.testing.assert_allclose(terminated.pg_advantages, terminated.vs)
+    truncated = losses.vtrace(r, v, v_tp1, log_rho, F, end, 0.5)
+    np.testing.assert_allclose(truncated.vs, [6.0 + 0.5 * 11.0, 11.0, 16.0])
+    after_the_end = losses.vtrace(r, v, np.array([10.0, np.nan, 30.0]), log_rho, end, end, 0.5)
+    np.testing.assert_array_equal(after_the_end.vs, terminated.vs)
+
+
+@pytest.mark.parametrize("lambda_", [1.0, 0.7, 0.0])
+def test_on_policy_values_are_lambda_returns(lambda_):
+    rows = with_true_successors(make_rows())
+    out = losses.vtrace(**{**rows, "log_rho_t": np.zeros((12, 3), np.float32)}, discount=0.9, lambda_=lambda_)
+    ends = (rows["terminated_t"], rows["ended_t"])
+    returns = losses.lambda_returns(rows["r_t"], rows["v_tp1"], *ends, 0.9, lambda_)
+    np.testing.assert_allclose(out.vs, returns, rtol=1e-4, atol=1e-5)
+    # lambda vs_{t+1} + (1 - lambda) v_{t+1} bootstraps the next step's return: the advantage is GAE's.
+    advantages = losses.gae(rows["r_t"], rows["v_t"], rows["v_tp1"], *ends, 0.9, lambda_).advantages
+    np.testing.assert_allclose(out.pg_advantages, advantages, rtol=1e-4, atol=1e-5)
+
+
+def test_on_policy_values_are_n_step_returns():
+    rows = with_true_successors(make_rows())
+    out = losses.vtrace(**{**rows, "log_rho_t": np.zeros((12, 3), np.float32)}, discount=0.9)
+    returns = losses.n_step_returns(rows["r_t"], rows["v_tp1"], rows["terminated_t"], rows["ended_t"], 0.9, n=12)
+    np.testing.assert_allclose(out.vs, returns, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("at", [0, 4, 12])
+def test_absent_rows_change_nothing(at):
+    rows = make_rows()
+    garbage = {name: True if x.dtype == bool else np.nan for name, x in rows.items()}
+    longer = {name: np.insert(x, [at, at], garbage[name], axis=0) for name, x in rows.items()}
+    mask = np.insert(np.ones((12, 3), bool), [at, at], False, axis=0)
+    short = losses.vtrace(**rows, discount=0.9, lambda_=0.8)
+    long = jax.jit(lambda rows, mask: losses.vtrace(**rows, discount=0.9, lambda_=0.8, mask=mask))(longer, mask)
+    for expected, got in zip(short, long, strict=True):
+        np.testing.assert_allclose(np.asarray(got)[mask[:, 0]], expected, rtol=1e-5, atol=1e-6)
+        assert not np.asarray(got)[~mask[:, 0]].any()
+
+
+def test_far_off_policies_stay_finite():
+    rows = {**make_rows(), "log_rho_t": np.full((12, 3), 1e4, np.float32)}
+    for clip in (1.0, None):
+        out = losses.vtrace(**rows, discount=0.9, clip_rho=clip, clip_pg_rho=clip)
+        assert all(np.isfinite(x).all() for x in out)
+    never = losses.vtrace(**{**rows, "log_rho_t": np.full((12, 3), -1e4, np.float32)}, discount=0.9)
+    assert not np.any(never.errors) and not np.any(never.pg_advantages)
+
+
+def test_thresholds_and_lambda_may_be_traced():
+    rows = make_rows()
+
+    @jax.jit
+    def vtrace(clip_rho, clip_pg_rho, lambda_):
+        return losses.vtrace(**rows, discount=0.9, lambda_=lambda_, clip_rho=clip_rho, clip_pg_rho=clip_pg_rho)
+
+    for clips in ((1.0, 1.0), (2.0, np.inf)):
+        expected = losses.vtrace(**rows, discount=0.9, lambda_=0.8, clip_rho=clips[0], clip_pg_rho=clips[1])
+        for x, y in zip(vtrace(*clips, 0.8), expected, strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_shapes_and_types_are_checked():
+    rows = make_rows()
+    with pytest.raises(AssertionError, match="shape"):
+        losses.vtrace(**{**rows, "log_rho_t": rows["log_rho_t"][:-1]}, discount=0.9)
+    with pytest.raises(AssertionError, match="type"):
+        losses.vtrace(**{**rows, "ended_t": rows["ended_t"].astype(np.float32)}, discount=0.9)
