@@ -36,6 +36,7 @@ COLUMNS: Mapping[str, str] = {
     "t": "step within the episode, int32",
     "agent_index": "slot of the agent within its environment, int32",
     "unroll_id": "number of the fragment, int32",
+    "weights_version": "number of the weights that the worker acted with, int32",
     "mask": "False where a row is padding or the agent is absent",
     "state_in": "model state at the first row, [B, ...]",
     "last_obs": "observation after the last row, [B, ...]",
@@ -195,6 +196,8 @@ class LossContext(Protocol):
     @property
     def key(self) -> Any: ...
     def forward(self, params: Params, batch: Any, key: Any = None) -> ForwardOutput: ...
+    def next_values(self, params: Params, batch: Any, key: Any = None) -> Array: ...
+    def once(self, fn: Callable[[Params, Any, Any], Any], params: Params, batch: Any) -> Any: ...
 
 
 LossFn = Callable[[Params, Any, LossContext], Any]

@@ -49,6 +49,7 @@ ITERATORS = {
     "iterators",
     "branches",
     "nodes",
+    "on_worker",
     "stages",
     "waiting",
     "shards",

@@ -76,12 +76,11 @@ def Dequeue(queue: Any, check: Callable[[], Any] | None = None) -> LocalIterator
 
     Args:
         queue: a `queue.Queue`, or anything with `get_nowait` that raises `queue.Empty`.
-        check: called while the queue is empty. It gives True while the other side is well; False, an exception, or
-            raising one, ends the plan.
+        check: called while the queue is empty. It gives True while the other side is well; False ends the plan, and
+            so does what it raises.
 
     Raises:
-        RuntimeError: (while iterating) the other side is not well; its cause is the exception that `check` gave or
-            raised.
+        RuntimeError: (while iterating) the other side is not well.
 
     Examples:
         >>> outbox = queue.Queue()
@@ -130,18 +129,8 @@ class _Get:
         return state, NOT_READY
 
     def _look_after(self) -> None:
-        if self.check is None:
-            return
-        cause: BaseException | None = None
-        try:
-            well = self.check()
-        except Exception as error:
-            well, cause = False, error
-        if isinstance(well, BaseException):
-            well, cause = False, well
-        if not well:
-            why = f": {type(cause).__name__}: {cause}" if cause is not None else "."
-            raise RuntimeError(f"Dequeue: the queue is empty and what fills it has failed or stopped{why}") from cause
+        if self.check is not None and not self.check():
+            raise RuntimeError("Dequeue: the queue is empty, and what fills it has stopped.")
 
 
 class _ItemWait:

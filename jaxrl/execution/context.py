@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from jaxrl.data import MultiAgentBatch
 from jaxrl.execution.learner import Learner
@@ -11,6 +12,9 @@ from jaxrl.execution.replay_memory import ReplayMemory
 from jaxrl.metrics import Counters, Timer
 from jaxrl.rollout import WorkerSet
 from jaxrl.types import PolicyID
+
+if TYPE_CHECKING:
+    from jaxrl.execution.learner_thread import LearnerThread
 
 STEPS_SAMPLED = "num_steps_sampled"
 STEPS_TRAINED = "num_steps_trained"
@@ -29,6 +33,7 @@ class PlanContext:
         timers: timers by name; never saved.
         learner_info: metrics of the last learning by policy.
         memory: the replay memory of a plan that has one.
+        learner_thread: the thread of a plan that learns in one; else None, and the plan itself learns.
     """
 
     def __init__(self, config: Any, workers: WorkerSet, learners: Mapping[PolicyID, Learner]):
@@ -37,6 +42,13 @@ class PlanContext:
         self.timers: dict[str, Timer] = {}
         self.learner_info: dict[PolicyID, dict[str, Any]] = {}
         self.memory: ReplayMemory | None = None
+        self.learner_thread: LearnerThread | None = None
+
+    def fault_tolerance(self) -> dict[str, Any]:
+        """What a gather of rollout workers is to do about those that die, hang or raise: its keyword arguments."""
+        if self.workers.local is not None:
+            return {}  # an error in this process is the user's to see
+        return {"timeout_s": self.config.sample_timeout_s, "on_failure": self.workers.on_failure}
 
     def timer(self, name: str) -> Timer:
         """The timer called `name`, made on first use."""
@@ -47,6 +59,17 @@ class PlanContext:
         """Ids of the policies that learn."""
         chosen = self.config.multiagent.policies_to_train
         return tuple(self.learners) if chosen is None else tuple(chosen)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it no learner moves: for reading, saving or changing them from outside the plan."""
+        with contextlib.nullcontext() if self.learner_thread is None else self.learner_thread.paused():
+            yield
+
+    def stop(self) -> None:
+        """Ends the learner's thread, where there is one."""
+        if self.learner_thread is not None:
+            self.learner_thread.stop()
 
     def sync_weights(self) -> None:
         """Evaluates the schedules of coeffs and broadcasts the learners' weights to the workers."""

@@ -58,17 +58,26 @@ class LocalIterator:
 
     # -- steps -------------------------------------------------------------------------------------
 
+    def _operator(self, fn: Callable[[Any], Any] | Operator) -> Operator:
+        operator = as_operator(fn)
+        if operator.per_worker:
+            raise TypeError(
+                f"{operator.name} runs on rollout workers, and {self.node.name} is gathered already; put it before the "
+                'gather: ParallelRollouts(ctx, mode="raw").for_each(...).'
+            )
+        return operator
+
     def for_each(self, fn: Callable[[Any], Any] | Operator) -> LocalIterator:
         """Applies `fn` to each item. It may give `NOT_READY`, and then gets the same item again later."""
-        return LocalIterator(ForEach(self.node, as_operator(fn)))
+        return LocalIterator(ForEach(self.node, self._operator(fn)))
 
     def combine(self, fn: Callable[[Any], Iterable[Any]] | Operator) -> LocalIterator:
         """Applies `fn`, which gives a list, to each item, and passes the elements on one by one."""
-        return LocalIterator(ForEach(self.node, as_operator(fn), many=True))
+        return LocalIterator(ForEach(self.node, self._operator(fn), many=True))
 
     def filter(self, fn: Callable[[Any], Any] | Operator) -> LocalIterator:
         """Passes on the items for which `fn` gives something true."""
-        return LocalIterator(Filter(self.node, as_operator(fn)))
+        return LocalIterator(Filter(self.node, self._operator(fn)))
 
     def batch(self, n: int) -> LocalIterator:
         """Lists of `n` consecutive items; the last may be shorter."""

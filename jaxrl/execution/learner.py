@@ -42,14 +42,19 @@ class Learner:
 
     # ---- learning
 
-    def learn(self, batch: SampleBatch) -> dict[str, Any]:
+    def learn(self, batch: SampleBatch, *, one_pass: bool = False) -> dict[str, Any]:
         """Every epoch and minibatch of one train batch; returns the metrics as floats.
+
+        Args:
+            batch: the train batch.
+            one_pass: one epoch alone, whatever `num_sgd_iter` says.
 
         Raises:
             NonFiniteError: a metric is NaN or infinite, named; the state stays what it was.
         """
+        learn = self.policy.learn_one_pass if one_pass else self.policy.learn
         with self._on_devices():
-            state, out = self.policy.learn(self._state, self._place_batch(batch))
+            state, out = learn(self._state, self._place_batch(batch))
         metrics = self._checked(out.metrics, batch)
         self._state, self._rows = state, out.rows
         return metrics

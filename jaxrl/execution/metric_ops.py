@@ -10,6 +10,9 @@ from jaxrl.execution.context import STEPS_SAMPLED, PlanContext
 from jaxrl.execution.iterators import LocalIterator, Operator
 from jaxrl.metrics import EpisodeRecord, summarize_episodes
 
+# How long the results of a plan that learns in a thread wait for its workers' episodes, which else come one later.
+_PATIENCE_S = 1.0
+
 
 def StandardMetricsReporting(ctx: PlanContext, train_op: LocalIterator) -> LocalIterator:
     """Results in RLlib's form, one for each iteration of a plan.
@@ -64,19 +67,25 @@ def CollectMetrics(ctx: PlanContext) -> Operator:
     keep = ctx.config.metrics_smoothing_episodes
 
     def apply(history: list[EpisodeRecord], _: Any) -> tuple[list[EpisodeRecord], dict[str, Any]]:
-        ctx.workers.sync_filters()
-        new = ctx.workers.pop_episodes()
+        thread = ctx.learner_thread
+        # Workers that sample all the time answer between two fragments.
+        patience = None if thread is None else _PATIENCE_S
+        ctx.workers.sync_filters(patience)
+        new = ctx.workers.pop_episodes(patience)
         history = [*history, *new][-keep:]
         counters = ctx.counters.save()
         result = {
             **summarize_episodes(history, new),
             "timesteps_total": counters.get(STEPS_SAMPLED, 0),
             "num_healthy_workers": len(ctx.workers.actors),
+            "num_worker_restarts": ctx.workers.num_restarts,
             "info": {"learner": {pid: dict(info) for pid, info in ctx.learner_info.items()}, **counters},
             "timers": {key: value for name, timer in ctx.timers.items() for key, value in timer.stats(name).items()},
         }
         if ctx.memory is not None:
             result["info"]["replay_buffer"] = ctx.memory.stats()
+        if thread is not None:
+            result["info"]["learner_queue"] = thread.stats()
         return history, result
 
     return Operator("CollectMetrics", apply, init=list, host_only=True)

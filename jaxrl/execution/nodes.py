@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -31,6 +32,8 @@ class Operator(NamedTuple):
         wait: `(state, item, timeout_s) -> None`, blocks until `apply` may succeed; without it the plan sleeps in
             growing steps.
         on_fetch_start: called once before each new item is fetched, to time the wait for it.
+        per_worker: True if `apply` and `init` take the worker that they run on before their other arguments; such an
+            operator runs on shards alone (see `on_worker.OnWorker`).
 
     Example:
         >>> count = Operator("Count", lambda n, item: (n + 1, (n, item)), init=lambda: 0)
@@ -39,12 +42,21 @@ class Operator(NamedTuple):
     """
 
     name: str
-    apply: Callable[[Any, Any], tuple[Any, Any]]
-    init: Callable[[], Any] = no_state
+    apply: Callable[..., tuple[Any, Any]]
+    init: Callable[..., Any] = no_state
     host_only: bool = False
     counters: tuple[str, ...] = ()
     wait: Callable[[Any, Any, float], Any] | None = None
     on_fetch_start: Callable[[], Any] | None = None
+    per_worker: bool = False
+
+    def bound_to(self, worker: Any) -> Operator:
+        """The operator on a worker: as it is, or with its functions given the worker."""
+        if not self.per_worker:
+            return self
+        return self._replace(
+            apply=functools.partial(self.apply, worker), init=functools.partial(self.init, worker), per_worker=False
+        )
 
 
 class Stateless:

@@ -170,7 +170,7 @@ class ParallelIterator:
             timeout_s: a shard that has owed an answer for so long counts as failed (a minute more for an actor that
                 still starts). In-process shards cannot be timed
                 out.
-            on_failure: `(shard_index, shard, error) -> shard`, called when a shard fails, dies or is late. The shard
+            on_failure: `ShardFailure -> shard`, called when a shard fails, dies or is late. The shard
                 it gives takes over (the same one: is asked again); None drops the shard; an error that it raises ends
                 the plan. Killing a hung actor is its task too. Without it the plan ends with a WorkerError.
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxrl.data import MultiAgentBatch, SampleBatch, as_multi_agent, concat_batches
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator, Operator
+from jaxrl.execution.on_worker import OnWorker
 from jaxrl.execution.parallel import ParallelIterator, from_actors
 from jaxrl.losses import standardize
 from jaxrl.types import PolicyID
@@ -31,7 +32,8 @@ def ParallelRollouts(
 
     Args:
         ctx: the plan's context.
-        mode: "bulk_sync": one batch of every worker, joined; "async": each as it is ready; "raw": the ParallelIterator.
+        mode: "bulk_sync": one batch of every worker, joined; "async": each as it is ready, with the column
+            `weights_version`; "raw": the ParallelIterator, whose gather wants `**ctx.fault_tolerance()`.
         num_async: requests in flight per worker in async mode.
 
     Returns:
@@ -48,12 +50,23 @@ def ParallelRollouts(
     rollouts = from_actors(ctx.workers.shards, name="ParallelRollouts")
     if mode == "raw":
         return rollouts
-    count = CountSampled(ctx)
+    count, care = CountSampled(ctx), ctx.fault_tolerance()
     if mode == "bulk_sync":
-        return rollouts.batch_across_shards().for_each(Operator("JoinWorkers", _join)).for_each(count)
+        return rollouts.batch_across_shards(**care).for_each(Operator("JoinWorkers", _join)).for_each(count)
     if mode == "async":
-        return rollouts.gather_async(num_async=num_async).for_each(count)
+        return rollouts.for_each(STAMP_VERSION).gather_async(num_async=num_async, **care).for_each(count)
     raise ValueError(f"ParallelRollouts: mode should be 'bulk_sync', 'async' or 'raw', got {mode!r}.")
+
+
+def _stamp(worker: Any, state: Any, batch: Batch) -> tuple[Any, Batch]:
+    def stamped(batch: SampleBatch) -> SampleBatch:
+        return batch.with_columns(weights_version=np.full(batch.shape, worker.weights_version, np.int32))
+
+    return state, batch.map(stamped) if isinstance(batch, MultiAgentBatch) else stamped(batch)
+
+
+STAMP_VERSION = OnWorker("StampVersion", _stamp)
+"""Adds the column `weights_version`: which weights, by number, a worker acted with."""
 
 
 def _join(state: Any, batches: Sequence[Batch]) -> tuple[Any, Batch]:

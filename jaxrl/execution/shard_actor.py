@@ -19,6 +19,7 @@ from jaxrl.execution.shards import (
     Member,
     OnFailure,
     Shard,
+    ShardFailure,
     replacement,
     shards_detail,
 )
@@ -92,13 +93,14 @@ def _ended(error: BaseException) -> bool:
 
 
 class _Slot:
-    """Where a shard stands: its actor, its requests in order, and since when it owes an answer."""
+    """Where a shard stands: its actor, its answers so far, its requests in order, and since when it owes an answer."""
 
-    __slots__ = ("index", "init", "member", "refs", "since")
+    __slots__ = ("answers", "index", "init", "member", "refs", "since")
 
     def __init__(self, index: int, member: Member):
         self.index = index
         self.member = member
+        self.answers = 0
         self.init: Any = None
         self.refs: deque[Any] = deque()
         self.since = 0.0
@@ -159,7 +161,8 @@ class _ActorGather(Node):
         slot.refs.clear()
         slot.init = None
         try:
-            fresh = replacement(self.name, self.on_failure, slot.index, slot.member.shard, error)
+            failure = ShardFailure(slot.index, slot.member.shard, error, slot.answers)
+            fresh = replacement(self.name, self.on_failure, failure)
         except Exception as fatal:
             self._broken = fatal
             raise
@@ -169,6 +172,7 @@ class _ActorGather(Node):
             slot.since = time.monotonic()
             self._refill(slot)
         else:
+            slot.answers = 0
             slot.member = Member(fresh, slot.member.steps)
             self._begin(slot)
             self._refill(slot)
@@ -204,6 +208,7 @@ class _ActorGather(Node):
                 continue
             slot.since = now
             if error is None:
+                slot.answers += 1
                 answers.append((slot, value))
             elif _ended(error):
                 self.live[slot.index] = False

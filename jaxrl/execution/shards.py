@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from jaxrl.execution.iterators import LocalIterator
-from jaxrl.execution.nodes import IterableFactory, Node, as_operator
+from jaxrl.execution.nodes import IterableFactory, Node, Operator, as_operator
 from jaxrl.execution.waiting import Wait
 from jaxrl.types import JaxrlError, WorkerError
 
@@ -19,8 +19,25 @@ MAX_BATCH = 10_000
 QUICK_MS = 0.5
 QUICK_ITEMS = 64
 
-OnFailure = Callable[[int, Any, BaseException], Any]
-"""`(shard_index, shard, error) -> shard`: one to take its place (itself: try again), or None to go on without it."""
+
+class ShardFailure(NamedTuple):
+    """A shard that failed.
+
+    Attributes:
+        shard_index: its number.
+        shard: the object or actor handle.
+        error: what it raised; a TimeoutError where it is late.
+        answers: how many answers it has given since it took its place.
+    """
+
+    shard_index: int
+    shard: Any
+    error: BaseException
+    answers: int
+
+
+OnFailure = Callable[[ShardFailure], Any]
+"""`failure -> shard`: one to take its place (itself: try again), or None to go on without it."""
 
 
 class ShardStep(NamedTuple):
@@ -32,6 +49,10 @@ class ShardStep(NamedTuple):
     def __call__(self, iterator: LocalIterator) -> LocalIterator:
         """Applies the step to a shard's iterator."""
         return getattr(iterator, self.method)(*self.args)
+
+    def bound_to(self, worker: Any) -> ShardStep:
+        """The step on a worker: operators that ask for it are given it."""
+        return ShardStep(self.method, tuple(a.bound_to(worker) if isinstance(a, Operator) else a for a in self.args))
 
     def __str__(self) -> str:
         if self.method in ("for_each", "filter", "combine"):
@@ -63,6 +84,7 @@ class Shard:
         source: a LocalIterator, a sequence (its position is saved), any other iterable, or a function that returns one.
         repeat: start over at the end, for ever.
         name: of the source, for printed plans.
+        worker: what operators that ask for their worker are given (see `on_worker.OnWorker`).
 
     Example:
         >>> shard = Shard([1, 2, 3])
@@ -71,7 +93,14 @@ class Shard:
         '1'
     """
 
-    def __init__(self, source: LocalIterator | IterableFactory, repeat: bool = False, name: str = "shard"):
+    def __init__(
+        self,
+        source: LocalIterator | IterableFactory,
+        repeat: bool = False,
+        name: str = "shard",
+        worker: Any = None,
+    ):
+        self._worker = worker
         if isinstance(source, LocalIterator):
             self._source = source
         elif isinstance(source, list | tuple | range):
@@ -86,7 +115,8 @@ class Shard:
         self._source.node.consumer = None
         iterator = LocalIterator(self._source.node)
         for transform in transforms:
-            iterator = transform(iterator)
+            bound = transform.bound_to(self._worker) if isinstance(transform, ShardStep) else transform
+            iterator = bound(iterator)
         self._iterator = iterator
         self._slices.clear()
 
@@ -146,14 +176,15 @@ def _collect(next_item: Callable[[], Any], max_items: int, batch_ms: float) -> l
     return items
 
 
-def replacement(name: str, on_failure: OnFailure | None, index: int, shard: Any, error: BaseException) -> Any:
+def replacement(name: str, on_failure: OnFailure | None, failure: ShardFailure) -> Any:
     """Asks the hook for a shard in place of one that failed.
 
     Raises:
         WorkerError: there is no hook; one of jaxrl's own errors is raised as it is.
     """
     if on_failure is not None:
-        return on_failure(index, shard, error)
+        return on_failure(failure)
+    index, error = failure.shard_index, failure.error
     if isinstance(error, JaxrlError):
         raise error  # it says where and what already
     if isinstance(cause := getattr(error, "cause", None), JaxrlError):
@@ -187,6 +218,7 @@ class LocalGather(Node):
         self.mode = mode
         self.on_failure = on_failure
         self.live = [True] * len(self.members)
+        self.answers = [0] * len(self.members)
         self.cursor = 0
         self.pending: deque[tuple[int, Any]] = deque()
         self._launched = False
@@ -211,13 +243,17 @@ class LocalGather(Node):
         while self.live[index]:
             member = self.members[index]
             try:
-                return [member.shard.par_iter_next()]
+                item = member.shard.par_iter_next()
+                self.answers[index] += 1
+                return [item]
             except StopIteration:
                 self.live[index] = False
             except Exception as error:
-                fresh = replacement(self.name, self.on_failure, index, member.shard, error)
+                failure = ShardFailure(index, member.shard, error, self.answers[index])
+                fresh = replacement(self.name, self.on_failure, failure)
                 self.live[index] = fresh is not None
                 if fresh is not None and fresh is not member.shard:
+                    self.answers[index] = 0
                     self.members[index] = Member(fresh, member.steps)
                     fresh.par_iter_init(member.steps)
         return []

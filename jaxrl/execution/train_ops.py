@@ -41,7 +41,7 @@ class TrainOneStep:
         ctx, multi = self.ctx, as_multi_agent(batch)
         timer = ctx.timer("learn")
         with timer:
-            info = {pid: ctx.learners[pid].learn(multi[pid]) for pid in ctx.policies_to_train if _has_rows(multi, pid)}
+            info = {pid: ctx.learners[pid].learn(multi[pid]) for pid in ctx.policies_to_train if has_rows(multi, pid)}
         timer.push_units_processed(multi.env_steps)
         ctx.count_trained(multi)
         ctx.learner_info.update(info)
@@ -49,7 +49,8 @@ class TrainOneStep:
         return multi, info
 
 
-def _has_rows(batch: MultiAgentBatch, policy_id: PolicyID) -> bool:
+def has_rows(batch: MultiAgentBatch, policy_id: PolicyID) -> bool:
+    """Whether a batch holds anything for a policy to learn from."""
     return policy_id in batch and batch[policy_id].count > 0
 
 
@@ -82,7 +83,7 @@ class ComputeGradients:
         info: Info = {}
         with ctx.timer("compute_grads"):
             for pid in ctx.policies_to_train:
-                if _has_rows(multi, pid):
+                if has_rows(multi, pid):
                     grads[pid], info[pid] = ctx.learners[pid].gradients(multi[pid])
         return Gradients(grads, {pid: multi[pid].count for pid in grads}, info, multi.env_steps)
 

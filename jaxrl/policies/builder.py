@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -306,9 +307,13 @@ class PolicyBuilder:
         )
         gradients = make_gradients(factory.loss_fn, self.make_context)
         prepare = self.make_prepare(reads)
-        learn = make_learn(
-            gradients, self.apply_gradients, prepare, factory.update_fn, config, by_columns=self.recurrent
-        )
+
+        def make(config: Any) -> Any:
+            parts = gradients, self.apply_gradients, prepare, factory.update_fn, config
+            return jax.jit(make_learn(*parts, by_columns=self.recurrent))
+
+        learn = make(config)
+        one_pass = learn if config.num_sgd_iter == 1 else make(dataclasses.replace(config, num_sgd_iter=1))
         return Policy(
             spec=spec,
             init=jax.jit(self.init),
@@ -318,7 +323,8 @@ class PolicyBuilder:
             postprocess=self.make_postprocess(reads),
             gradients=jax.jit(lambda state, batch: gradients(state, prepare(batch))),
             apply_gradients=jax.jit(self.apply_gradients),
-            learn=jax.jit(learn),
+            learn=learn,
+            learn_one_pass=one_pass,
             context=lambda state: self.make_context(state, jax.random.fold_in(state.key, state.step)),
             loss_fn=factory.loss_fn,
         )

@@ -92,6 +92,7 @@ class Policy(NamedTuple):
         gradients: `(train_state, batch) -> (grads, LearnOutput)`.
         apply_gradients: `(train_state, grads) -> train_state`.
         learn: `(train_state, batch) -> (train_state, LearnOutput)`: every epoch and minibatch in one program.
+        learn_one_pass: as `learn`, one epoch whatever `num_sgd_iter` says.
         context: `(train_state) -> LossContext`, for use of the loss outside jaxrl.
         loss_fn: the loss function, or the mapping of groups to loss functions, that the policy was built from.
     """
@@ -105,5 +106,6 @@ class Policy(NamedTuple):
     gradients: Callable[[TrainState, Any], tuple[Params, LearnOutput]]
     apply_gradients: Callable[[TrainState, Params], TrainState]
     learn: Callable[[TrainState, Any], tuple[TrainState, LearnOutput]]
+    learn_one_pass: Callable[[TrainState, Any], tuple[TrainState, LearnOutput]]
     context: Callable[[TrainState], LossContext]
     loss_fn: Any

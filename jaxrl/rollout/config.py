@@ -66,6 +66,19 @@ class RolloutConfig:
     synchronize_filters: bool = option(True, "Merge the workers' filter statistics after each iteration.")
     callbacks: Callbacks | None = option(None, "Functions called at every hook of sampling and training.")
     seed: int | None = option(None, "Makes the run repeatable; None: drawn once, shown in results and checkpoints.")
+    recreate_failed_workers: bool = option(
+        True, "A worker on an actor that dies, hangs or raises is replaced by a fresh one; else the run ends."
+    )
+    ignore_worker_failures: bool = option(
+        False, "With recreate_failed_workers false: a failed worker is left out, and the run goes on with the others."
+    )
+    max_worker_restarts: int = option(1000, "Workers replaced in the whole run at most.", low=0)
+    max_worker_restarts_per_minute: int | Literal["auto"] = option(
+        "auto", "Workers replaced within a minute at most; 'auto': five for each worker."
+    )
+    sample_timeout_s: float | None = option(
+        600.0, "A worker on an actor that owes an answer for so many seconds counts as hung; None: never.", low=0
+    )
     multiagent: MultiAgentConfig = option(
         MultiAgentConfig(), "Policies, mapping of agents to policies, policies to train."
     )

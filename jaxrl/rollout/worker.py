@@ -72,7 +72,7 @@ class RolloutWorker:
         key = jax.random.fold_in(jax.random.key(0 if config.seed is None else config.seed), worker_index)
         self._key = jax.device_put(key, self._cpu)
         self.sampler = self._make_sampler()
-        self._shard = Shard(self._batches, name="sample")
+        self._shard = Shard(self._batches, name="sample", worker=self)
 
     def _make_sampler(self) -> Any:
         common = {

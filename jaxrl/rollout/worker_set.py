@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -9,17 +10,34 @@ import jax
 import numpy as np
 
 from jaxrl import registry
+from jaxrl.execution.shards import ShardFailure
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
 from jaxrl.rollout.agent_rows import refill
+from jaxrl.rollout.failures import FailureBudget, describe, logger
 from jaxrl.rollout.filters import make_filter
 from jaxrl.rollout.perf import sampler_perf
 from jaxrl.rollout.worker import PolicyRecipe, RolloutWorker
-from jaxrl.types import ConfigError, PolicyID, Weights, WorkerError
+from jaxrl.types import ConfigError, JaxrlError, PolicyID, Weights, WorkerError
+
+
+@dataclasses.dataclass(eq=False)
+class _Place:
+    """Where a worker stands: the actor that is it now, how often it was started anew, and what it still owes."""
+
+    index: int
+    actor: Any
+    starts: int = 0
+    weights_call: Any = None
+    owed: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class WorkerSet:
     """All rollout workers of a run.
+
+    A worker on an actor that dies, hangs or raises is replaced by a fresh one with the same index, the current weights
+    and filters, and seeds of its own, within a budget (`max_worker_restarts`, `max_worker_restarts_per_minute`);
+    `on_failure` does it, called by whatever gathers the workers' items.
 
     Args:
         config: a RolloutConfig with the policies' options and the resources per worker.
@@ -38,52 +56,70 @@ class WorkerSet:
     ):
         self.config, self.policies = config, dict(policies)
         self.local: RolloutWorker | None = None
-        self.actors: list[Any] = []
         self.version = 0
         self.sampler_perf: dict[str, float] = {}
         self.filters = {
             pid: make_filter(config.observation_filter, policy.spec.obs_space) for pid, policy in policies.items()
         }
+        self.budget = FailureBudget(config.max_worker_restarts, _per_minute(config))
         self._filter_states = {pid: filter.init() for pid, filter in self.filters.items()}
+        self._weights_ref: Any = None
+        self._places: list[_Place] = []
+        self._former: dict[Any, int] = {}  # ids of actors that were replaced, and their worker's index
         if config.num_workers == 0:
             self.local = RolloutWorker(config, policies, env=env)
         else:
-            self.actors = self._start_actors(recipes)
+            self._start_actors(recipes)
 
-    def _start_actors(self, recipes: Mapping[PolicyID, PolicyRecipe]) -> list[Any]:
+    def _start_actors(self, recipes: Mapping[PolicyID, PolicyRecipe]) -> None:
         import ray
         from ray.exceptions import RayError
 
         from jaxrl.rollout.rollout_actor import RolloutActor
 
         config, n = self.config, self.config.num_workers
-        remote = cast("Any", ray.remote(RolloutActor)).options(
+        self._actor_class = cast("Any", ray.remote(RolloutActor)).options(
             num_cpus=config.num_cpus_per_worker,
             num_gpus=config.num_gpus_per_worker,
             resources=dict(config.custom_resources_per_worker) or None,
         )
         try:
-            shipped = ray.put((config, recipes)), ray.put(registry.snapshot())
+            self._shipped = ray.put((config, recipes)), ray.put(registry.snapshot())
         except TypeError as error:
             raise ConfigError(
                 f"num_workers={n}: the config or a registered object cannot be sent to a rollout worker: {error}. Give "
                 "environments as names, classes or creator functions, and keep open files, locks and the like out of "
                 "them."
             ) from error
-        actors = [remote.remote({"worker_index": i, "num_workers": n}, *shipped) for i in range(1, n + 1)]
+        self._places = [_Place(i, self._start_actor(i)) for i in range(1, n + 1)]
         try:
-            ray.get([actor.ping.remote() for actor in actors])
+            ray.get([place.actor.ping.remote() for place in self._places])
         except RayError as error:
-            for actor in actors:
-                ray.kill(actor)
+            for place in self._places:
+                ray.kill(place.actor)
             cause = getattr(error, "cause", None) or error
             raise WorkerError(f"a rollout worker could not start: {type(cause).__name__}: {cause}") from error
-        return actors
+
+    def _start_actor(self, index: int) -> Any:
+        options = {"worker_index": index, "num_workers": self.config.num_workers}
+        return self._actor_class.remote(options, *self._shipped)
+
+    # ---- workers
+
+    @property
+    def actors(self) -> list[Any]:
+        """The actors that are workers now, by index."""
+        return [place.actor for place in self._places]
+
+    @property
+    def num_restarts(self) -> int:
+        """Workers that were replaced so far."""
+        return self.budget.restarts
 
     @property
     def shards(self) -> list[Any]:
         """The workers that sample: actor handles, or the local worker alone."""
-        return list(self.actors) if self.local is None else [self.local]
+        return self.actors if self.local is None else [self.local]
 
     def foreach_worker(self, method: str, *args: Any) -> list[Any]:
         """A method of every sampling worker, with its results in the order of worker indices.
@@ -91,17 +127,134 @@ class WorkerSet:
         Args:
             method: name of a RolloutWorker method.
             args: its arguments; large ones are sent to the object store once.
+
+        Raises:
+            WorkerError: a worker died, or owes its answer for longer than `sample_timeout_s`.
         """
         if self.local is not None:
             return [getattr(self.local, method)(*args)]
+        calls = self._call(self._places, method, *args)
+        answers, missing = self._answers(calls)
+        if missing:
+            place, error = missing[0]
+            raise WorkerError(f"rollout worker {place.index}: {method}: {describe(error)}") from error
+        return [answer for _, answer in answers]
+
+    def _call(self, places: list[_Place], method: str, *args: Any) -> list[tuple[_Place, Any]]:
         import ray
 
         refs = [ray.put(arg) for arg in args]
-        return ray.get([actor.call.remote(method, *refs) for actor in self.actors])
+        return [(place, place.actor.call.remote(method, *refs)) for place in places]
+
+    def _answers(
+        self, calls: list[tuple[_Place, Any]], timeout_s: float | None = None
+    ) -> tuple[list[tuple[_Place, Any]], list[tuple[_Place, BaseException]]]:
+        """Answers of the workers that are well, and what became of the others.
+
+        What a method itself raises is raised here.
+        """
+        import ray
+        from ray.exceptions import RayActorError
+
+        timeout_s = self.config.sample_timeout_s if timeout_s is None else timeout_s
+        refs = [ref for _, ref in calls]
+        ready = set(ray.wait(refs, num_returns=len(refs), timeout=timeout_s)[0]) if refs else set()
+        answers: list[tuple[_Place, Any]] = []
+        missing: list[tuple[_Place, BaseException]] = []
+        for place, ref in calls:
+            if ref not in ready:
+                missing.append((place, TimeoutError(f"no answer for {timeout_s:g} s")))
+                continue
+            try:
+                answers.append((place, ray.get(ref)))
+            except RayActorError as error:
+                missing.append((place, error))
+        return answers, missing
+
+    def _collect(self, method: str, timeout_s: float | None) -> list[tuple[_Place, Any]]:
+        """What workers that are well have gathered; those that are late are asked no second time until they answer."""
+        for place in self._places:
+            if method not in place.owed:
+                place.owed[method] = place.actor.call.remote(method)
+        answers, missing = self._answers([(place, place.owed[method]) for place in self._places], timeout_s)
+        late = [place for place, error in missing if isinstance(error, TimeoutError)]
+        for place in self._places:
+            if place not in late:
+                del place.owed[method]
+        return answers
 
     def apply(self, fn: Callable[..., Any], *args: Any) -> list[Any]:
         """`fn(worker, *args)` on every sampling worker."""
         return self.foreach_worker("apply", fn, *args)
+
+    # ---- faults
+
+    def on_failure(self, failure: ShardFailure) -> Any:
+        """The actor that takes the place of one that failed; None where it is left out (`ignore_worker_failures`).
+
+        Kills the old one. A worker that raises before it has given anything is not tried again: its code or the
+        environment's is wrong, and would be the next time.
+
+        Raises:
+            WorkerError: failures are not to be survived, or the budget is spent.
+            JaxrlError: what the worker raised, where that is one of jaxrl's own errors.
+        """
+        place = self._place_of(failure.shard)
+        if place is None:
+            return None
+        if place.actor is not failure.shard and place.actor._actor_id != failure.shard._actor_id:
+            return place.actor  # another gather has seen to it
+        import ray
+        from ray.exceptions import RayActorError
+
+        error = failure.error
+        ray.kill(failure.shard)
+        raised = not isinstance(error, RayActorError | TimeoutError)
+        if (raised and not failure.answers) or not (
+            self.config.recreate_failed_workers or self.config.ignore_worker_failures
+        ):
+            cause = getattr(error, "cause", None)
+            if isinstance(error, JaxrlError):
+                raise error
+            if isinstance(cause, JaxrlError):
+                raise cause from error
+            raise WorkerError(f"rollout worker {place.index} failed: {describe(error)}.") from error
+        if not self.config.recreate_failed_workers:
+            return self._leave_out(place, error)
+        self.budget.spend(place.index, error, answered=failure.answers > 0)
+        logger.warning("rollout worker %d is started anew: %s", place.index, describe(error))
+        return self._start_anew(place)
+
+    def _place_of(self, actor: Any) -> _Place | None:
+        index = self._former.get(actor._actor_id)
+        for place in self._places:
+            if place.actor._actor_id == actor._actor_id or place.index == index:
+                return place
+        return None
+
+    def _leave_out(self, place: _Place, error: BaseException) -> None:
+        if len(self._places) == 1:
+            raise WorkerError(f"rollout worker {place.index}, the last one, failed: {describe(error)}.") from error
+        logger.warning("rollout worker %d is left out from now on: %s", place.index, describe(error))
+        self._places.remove(place)
+
+    def _start_anew(self, place: _Place) -> Any:
+        import ray
+
+        self._former[place.actor._actor_id] = place.index
+        place.starts += 1
+        place.actor = actor = self._start_actor(place.index)
+        # In this order, before whatever is asked of it next. Seeds follow from the number of the start: with those of
+        # the first one it would play the same episodes again.
+        actor.call.remote("restart", ray.put(place.starts))
+        if self.config.observation_filter != "NoFilter":
+            actor.call.remote("set_filters", ray.put(self._filter_states))
+        place.weights_call, place.owed = None, {}
+        if self._weights_ref is not None:
+            place.weights_call = actor.set_weights.remote(self.version, self._weights_ref)
+        return actor
+
+    # ---- weights and filters
 
     def sync_weights(self, weights: Mapping[PolicyID, Weights]) -> None:
         """Broadcasts weights to every sampling worker, as one object."""
@@ -109,21 +262,64 @@ class WorkerSet:
         if self.local is not None:
             self.local.set_weights(self.version, weights)
             return
+        self._put(weights)
+        # Not waited for: an actor runs its calls in order, so the next fragment sees them.
+        for place in self._places:
+            self._send_weights(place)
+
+    def offer_weights(self, weights: Mapping[PolicyID, Weights], version: int) -> None:
+        """Broadcasts weights to the workers that have taken the last ones already; the others get the next.
+
+        For plans that do not wait for their workers: however slow these are, no more than one object waits for each.
+
+        Args:
+            weights: by policy.
+            version: number of updates behind them.
+        """
         import ray
 
-        ref = ray.put(jax.tree.map(np.asarray, dict(weights)))
-        # Not waited for: an actor runs its calls in order, so the next fragment sees them.
-        for actor in self.actors:
-            actor.set_weights.remote(self.version, ref)
+        self.version = max(self.version, version)
+        calls = [place.weights_call for place in self._places if place.weights_call is not None]
+        late = set(ray.wait(calls, num_returns=len(calls), timeout=0)[1]) if calls else set()
+        taking = [place for place in self._places if place.weights_call not in late]
+        self._put(weights)
+        for place in taking:
+            self._send_weights(place)
 
-    def sync_filters(self) -> None:
-        """Merges the statistics that workers have gathered since the last call and sends all of them everything."""
+    def send_weights(self, actor: Any, weights: Mapping[PolicyID, Weights]) -> None:
+        """Sends weights to one worker."""
+        self.version += 1
+        if self.local is not None:
+            self.local.set_weights(self.version, weights)
+            return
+        place = self._place_of(actor)
+        if place is not None:
+            self._put(weights)
+            self._send_weights(place)
+
+    def _put(self, weights: Mapping[PolicyID, Weights]) -> None:
+        import ray
+
+        self._weights_ref = ray.put(jax.tree.map(np.asarray, dict(weights)))
+
+    def _send_weights(self, place: _Place) -> None:
+        place.weights_call = place.actor.set_weights.remote(self.version, self._weights_ref)
+
+    def sync_filters(self, timeout_s: float | None = None) -> None:
+        """Merges the statistics that workers have gathered since the last call and sends all of them everything.
+
+        Args:
+            timeout_s: how long to wait for workers that are busy; theirs are merged by a later call. None:
+                `sample_timeout_s`.
+        """
         if self.config.observation_filter == "NoFilter" or self.local is not None:
             return
         merged = self._filter_states
-        for deltas in self.foreach_worker("get_filter_deltas"):
+        answers = self._collect("get_filter_deltas", timeout_s)
+        for _, deltas in answers:
             merged = {pid: self.filters[pid].merge(merged[pid], delta) for pid, delta in deltas.items()}
-        self.set_filters(merged)
+        self._filter_states = dict(merged)
+        self._call([place for place, _ in answers], "set_filters", self._filter_states)
 
     def get_filters(self) -> dict[PolicyID, Any]:
         """The observation filters' statistics by policy, as of the last synchronisation."""
@@ -134,16 +330,34 @@ class WorkerSet:
         self._filter_states = dict(states)
         self.foreach_worker("set_filters", self._filter_states)
 
-    def pop_episodes(self) -> list[EpisodeRecord]:
-        """Episodes that ended since the last call, worker by worker; `sampler_perf` is of the same time."""
-        popped = self.foreach_worker("pop_metrics")
+    # ---- metrics
+
+    def pop_episodes(self, timeout_s: float | None = None) -> list[EpisodeRecord]:
+        """Episodes that ended since the last call, worker by worker; `sampler_perf` is of the same time.
+
+        Args:
+            timeout_s: how long to wait for workers that are busy; what they owe comes with a later call. None:
+                `sample_timeout_s`. Episodes of a worker that died are lost.
+        """
+        if self.local is not None:
+            popped = [self.local.pop_metrics()]
+        else:
+            popped = [answer for _, answer in self._collect("pop_metrics", timeout_s)]
         self.sampler_perf = sampler_perf([perf for _, perf in popped])
         return [record for records, _ in popped for record in records]
 
+    # ---- state
+
     def get_state(self) -> dict[str, Any]:
-        """Where every sampling worker stands."""
+        """Where every sampling worker stands; None for one that does not answer."""
         filters = {pid: jax.tree.leaves(state) for pid, state in self.get_filters().items()}
-        return {"layout": self._layout(), "workers": self.foreach_worker("get_state"), "filters": filters}
+        if self.local is not None:
+            workers: list[Any] = [self.local.get_state()]
+        else:
+            answers, _ = self._answers(self._call(self._places, "get_state"))
+            by_index = {place.index: state for place, state in answers}
+            workers = [by_index.get(i) for i in range(1, self.config.num_workers + 1)]
+        return {"layout": self._layout(), "workers": workers, "filters": filters}
 
     def _layout(self) -> list[Any]:
         config = self.config
@@ -168,15 +382,21 @@ class WorkerSet:
             return
         import ray
 
-        ray.get([actor.call.remote("set_state", s) for actor, s in zip(self.actors, saved, strict=True)])
+        known = [(place, saved[place.index - 1]) for place in self._places if saved[place.index - 1] is not None]
+        ray.get([place.actor.call.remote("set_state", s) for place, s in known], timeout=self.config.sample_timeout_s)
 
     def stop(self) -> None:
         """Closes environments and ends the actors that this set started."""
         if self.local is not None:
             self.local.stop()
-        if self.actors:
+        if self._places:
             import ray
 
-            for actor in self.actors:
-                ray.kill(actor)
-            self.actors = []
+            for place in self._places:
+                ray.kill(place.actor)
+            self._places = []
+
+
+def _per_minute(config: Any) -> int:
+    limit = config.max_worker_restarts_per_minute
+    return 5 * max(1, config.num_workers) if limit == "auto" else limit

@@ -91,7 +91,8 @@ def _drop_old(newest: pathlib.Path, keep: int) -> None:
 
 def write(trainer: Any, directory: pathlib.Path) -> None:
     """Writes a checkpoint's files into an existing directory, each synced to disk, `metadata.json` last."""
-    structure, arrays = trees.encode(_state(trainer))
+    with trainer.context.paused():
+        structure, arrays = trees.encode(_state(trainer))
     trees.write_arrays(directory / "arrays.safetensors", arrays)
     _write_json(directory / "state.json", structure)
     _write_json(directory / "config.json", config_lib.to_json(trainer.options))
@@ -158,6 +159,13 @@ def load(trainer: Any, directory: pathlib.Path) -> None:
     state = trees.decode(_read_json(directory / "state.json"), trees.read_arrays(directory / "arrays.safetensors"))
     memory = trainer.context.memory
     replayed = {} if memory is None else memory.load(directory / "replay")
+    with trainer.context.paused():
+        _replace(trainer, state, directory)
+    if memory is not None:
+        memory.states = replayed
+
+
+def _replace(trainer: Any, state: Mapping[str, Any], directory: pathlib.Path) -> None:
     before = _state(trainer)
     try:
         _apply(trainer, state, f"{directory}")
@@ -170,8 +178,8 @@ def load(trainer: Any, directory: pathlib.Path) -> None:
             "other code, or "
             "with another config? Nothing was changed."
         ) from error
-    if memory is not None:
-        memory.states = replayed
+    if trainer.context.learner_thread is not None:
+        trainer.context.learner_thread.forget()  # batches that wait were sampled by other weights
 
 
 def _apply(trainer: Any, state: Mapping[str, Any], where: str) -> None:

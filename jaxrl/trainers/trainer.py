@@ -160,6 +160,7 @@ class Trainer(tune.Trainable):
             return
         self._stopped = True
         self.plan.close()
+        self.context.stop()
         self.workers.stop()
         if self._evaluation_workers is not None:
             self._evaluation_workers.stop()
@@ -239,17 +240,19 @@ class Trainer(tune.Trainable):
 
     def set_weights(self, weights: Mapping[PolicyID, Any]) -> None:
         """Replaces the parameters of the policies given, on learner and workers."""
-        for pid, params in weights.items():
-            learner = self.learners[pid]
-            learner.state = learner.state.replace(
-                params=checkpoint.like(learner.state.params, params, f"policy {pid!r}")
-            )
-        self.context.sync_weights()
+        with self.context.paused():
+            for pid, params in weights.items():
+                learner = self.learners[pid]
+                learner.state = learner.state.replace(
+                    params=checkpoint.like(learner.state.params, params, f"policy {pid!r}")
+                )
+            self.context.sync_weights()
 
     def set_coeffs(self, policy_id: PolicyID = DEFAULT_POLICY_ID, **coeffs: float) -> None:
         """Changes coeffs (lr, clip_param, ...) of a policy; nothing recompiles."""
-        self.learners[policy_id].set_coeffs(coeffs)
-        self.context.sync_weights()
+        with self.context.paused():
+            self.learners[policy_id].set_coeffs(coeffs)
+            self.context.sync_weights()
 
     # ---- checkpoints
 

@@ -21,14 +21,15 @@ class Workers:
     """Stands in for a WorkerSet whose every round ends one episode."""
 
     actors = ("worker 1", "worker 2")
+    num_restarts = 3
 
     def __init__(self):
         self.syncs = 0
 
-    def sync_filters(self):
+    def sync_filters(self, timeout_s):
         self.syncs += 1
 
-    def pop_episodes(self):
+    def pop_episodes(self, timeout_s):
         return [EpisodeRecord(length=self.syncs, reward=10.0 * self.syncs, agent_rewards={("x", "hunter"): 1.0})]
 
 
@@ -60,7 +61,7 @@ def test_results_have_rllibs_keys():
     assert last["episodes_this_iter"] == 1
     assert last["policy_reward_mean"] == {"hunter": 1.0}
     assert last["timesteps_total"] == 50
-    assert last["num_healthy_workers"] == 2
+    assert (last["num_healthy_workers"], last["num_worker_restarts"]) == (2, 3)
     assert last["info"] == {"learner": {"hunter": {"total_loss": 1.0}}, "num_steps_sampled": 50}
     assert "learn_time_ms" in last["timers"]
     assert {"hist_stats", "custom_metrics", "policy_reward_min", "policy_reward_max"} <= set(last)
@@ -120,7 +121,7 @@ def test_episodes_are_operator_state():
 
 def test_no_episode_yet_is_nan():
     ctx = make_context()
-    ctx.workers.pop_episodes = list[Any]
+    ctx.workers.pop_episodes = lambda timeout_s=None: []
     result = next(StandardMetricsReporting(ctx, rounds(ctx, 1)))
     assert result["episode_reward_mean"] != result["episode_reward_mean"]
     assert result["episodes_this_iter"] == 0

@@ -128,17 +128,17 @@ def test_failing_shard_is_an_error_without_a_hook(how):
 def test_failing_shard_is_replaced_dropped_or_tried_again(how):
     seen = []
 
-    def replace(index, shard, error):
-        seen.append((index, str(error)))
+    def replace(failure):
+        seen.append((failure.shard_index, str(failure.error), failure.answers))
         return Fragile(fails=False)
 
     parallel = from_actors([Shard([10] * 4), Fragile()])
     assert list(getattr(parallel, how)(on_failure=replace)) == [10, 1, 10, 2, 10, 1, 10, 2, 3, 4]
-    assert seen == [(1, "broken env")]
+    assert seen == [(1, "broken env", 2)]
     parallel = from_actors([Shard([10] * 4), Fragile()])
     assert list(getattr(parallel, how)(on_failure=lambda *_: None)) == [10, 1, 10, 2, 10, 10]
     parallel = from_actors([Shard([10] * 4), Fragile()])
-    assert list(getattr(parallel, how)(on_failure=lambda i, shard, e: shard)) == [10, 1, 10, 2, 10, 4, 10]
+    assert list(getattr(parallel, how)(on_failure=lambda failure: failure.shard)) == [10, 1, 10, 2, 10, 4, 10]
 
 
 def test_replacement_runs_the_same_operators():

@@ -167,9 +167,9 @@ def test_fault_is_survived_with_a_replacement(how, what):
     start = time.monotonic()
     failed = []
 
-    def replace(index, shard, error):
-        failed.append((index, error))
-        ray.kill(shard)
+    def replace(failure):
+        failed.append((failure.shard_index, failure.error))
+        ray.kill(failure.shard)
         return actor(start=1000)
 
     parallel = from_actors([actor(pause=0.01), actor(what)]).for_each(lambda x: -x)
@@ -186,9 +186,9 @@ def test_fault_is_survived_with_a_replacement(how, what):
 
 
 def test_an_actor_that_ray_restarts_gets_its_operators_again():
-    def again(index, shard, error):
+    def again(failure):
         time.sleep(0.2)
-        return shard
+        return failure.shard
 
     parallel = from_actors([actor("die", at=4, max_restarts=-1)]).for_each(lambda x: -x)
     it = parallel.gather_async(batch_ms=0, on_failure=again)

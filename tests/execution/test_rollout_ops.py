@@ -39,7 +39,7 @@ def whole_episodes(lengths, steps=8):
 
 
 def context(shards=()):
-    workers: Any = SimpleNamespace(shards=list(shards))
+    workers: Any = SimpleNamespace(shards=list(shards), local=True)
     return PlanContext(SimpleNamespace(), workers, {})
 
 
@@ -57,9 +57,12 @@ class TestParallelRollouts:
         assert ctx.counters["num_steps_sampled"] == 32
 
     def test_async_gives_each_as_it_comes(self):
-        ctx = context([Shard([batch_of(value=w)]) for w in range(2)])
-        values = {float(batch["rewards"][0, 0]) for batch in ParallelRollouts(ctx, mode="async")}
-        assert values == {0.0, 1.0}
+        ctx = context([Shard([batch_of(value=w)], worker=SimpleNamespace(weights_version=7 + w)) for w in range(2)])
+        seen = {
+            (float(batch["rewards"][0, 0]), int(batch["weights_version"][3, 1]))
+            for batch in ParallelRollouts(ctx, mode="async")
+        }
+        assert seen == {(0.0, 7), (1.0, 8)}
         assert ctx.counters["num_steps_sampled"] == 16
 
     def test_raw_counts_nothing(self):

@@ -1,0 +1,71 @@
+"""What a run does about rollout workers that die, hang or raise: how many it replaces before it gives up."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+
+from jaxrl.types import WorkerError
+
+logger = logging.getLogger("jaxrl.workers")
+
+# A worker that fails so often without having answered once would go on for ever.
+MAX_FRUITLESS = 3
+
+
+class FailureBudget:
+    """Counts restarts of workers, and ends the run where there are too many, or too many in a minute.
+
+    Args:
+        max_total: restarts of the whole run.
+        max_per_minute: restarts within any 60 seconds.
+        clock: seconds.
+    """
+
+    def __init__(self, max_total: int, max_per_minute: int, clock: Callable[[], float] = time.monotonic):
+        self.max_total, self.max_per_minute = max_total, max_per_minute
+        self.restarts = 0
+        self._clock = clock
+        self._recent: deque[float] = deque()
+        self._fruitless: dict[int, int] = {}
+
+    def spend(self, worker_index: int, error: BaseException, *, answered: bool) -> None:
+        """One restart.
+
+        Args:
+            worker_index: the worker's.
+            error: what became of it.
+            answered: whether it has given anything since it was started.
+
+        Raises:
+            WorkerError: the budget is spent.
+        """
+        now = self._clock()
+        while self._recent and now - self._recent[0] > 60.0:
+            self._recent.popleft()
+        fruitless = 0 if answered else self._fruitless.get(worker_index, 0) + 1
+        self._fruitless[worker_index] = fruitless
+        reason = None
+        if self.restarts >= self.max_total:
+            reason = f"max_worker_restarts={self.max_total} is spent"
+        elif len(self._recent) >= self.max_per_minute:
+            reason = f"{len(self._recent)} workers were restarted within a minute (max_worker_restarts_per_minute)"
+        elif fruitless >= MAX_FRUITLESS:
+            reason = f"it failed {fruitless} times in a row before it gave a batch"
+        if reason is not None:
+            raise WorkerError(
+                f"rollout worker {worker_index} failed, and {reason}: {describe(error)}. Its traceback is above; mend "
+                "the cause, or raise the limit."
+            ) from error
+        self.restarts += 1
+        self._recent.append(now)
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    # Ray puts the remote traceback into the text: what was raised stands last, what happened to an actor first.
+    text = (lines[-1] if "Traceback" in str(error) or "ray::" in str(error) else lines[0]) if lines else ""
+    return f"{type(error).__name__}: {text}"
