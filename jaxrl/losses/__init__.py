@@ -1,6 +1,16 @@
 """Loss terms, their algebra, and the returns, advantages, targets and errors that losses are made of."""
 
-from jaxrl.losses.algebra import Term, coeff, coeffs_of, split_output, term, weighted_sum
+from jaxrl.losses.algebra import (
+    Term,
+    choose,
+    coeff,
+    coeffs_of,
+    needs_sequences,
+    sequence_term,
+    split_output,
+    term,
+    weighted_sum,
+)
 from jaxrl.losses.deterministic import clipped_double_q, deterministic_policy_loss, smoothed_actions
 from jaxrl.losses.distributional import (
     atoms_of_actions,
@@ -41,7 +51,14 @@ from jaxrl.losses.td import (
     unscale_values,
 )
 from jaxrl.losses.value import clipped_value_error, value_error
-from jaxrl.losses.vtrace import VTraceOutput, vtrace
+from jaxrl.losses.vtrace import (
+    VTraceOutput,
+    target_kl_penalty,
+    vtrace,
+    vtrace_policy_gradient,
+    vtrace_surrogate,
+    vtrace_value_error,
+)
 
 __all__ = [
     "GAEOutput",
@@ -50,6 +67,7 @@ __all__ = [
     "advantage_policy_gradient",
     "atoms_of_actions",
     "categorical_td_target",
+    "choose",
     "clipped_double_q",
     "clipped_surrogate",
     "clipped_value_error",
@@ -68,6 +86,7 @@ __all__ = [
     "kl_penalty",
     "lambda_returns",
     "n_step_returns",
+    "needs_sequences",
     "project_distribution",
     "q_of_actions",
     "quantile_huber",
@@ -76,6 +95,7 @@ __all__ = [
     "quantiles_of_actions",
     "reinforce",
     "rescale_values",
+    "sequence_term",
     "smoothed_actions",
     "soft_policy_loss",
     "soft_policy_loss_discrete",
@@ -83,6 +103,7 @@ __all__ = [
     "soft_values_discrete",
     "split_output",
     "standardize",
+    "target_kl_penalty",
     "td_error",
     "td_target",
     "temperature_loss",
@@ -91,5 +112,8 @@ __all__ = [
     "value_error",
     "value_support",
     "vtrace",
+    "vtrace_policy_gradient",
+    "vtrace_surrogate",
+    "vtrace_value_error",
     "weighted_sum",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +12,16 @@ import jax.numpy as jnp
 from jaxrl.types import Array, LearnOutput, LossContext, LossError, LossFn, Params
 
 TOTAL_LOSS = "total_loss"
+
+
+def _never(config: Any) -> bool:
+    del config
+    return False
+
+
+def _always(config: Any) -> bool:
+    del config
+    return True
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,11 +33,15 @@ class Term:
         coeffs: default of each number that `fn` reads from `ctx.coeffs`. A policy copies these into its train state,
             where training, schedules and Tune change them without a recompile.
         name: what messages call it.
+        sequences: `(config) -> bool`, whether `fn` looks along time (`ctx.next_values`, recursions over axis 0) under
+            these options of the policy. Then every batch that it gets is time-major `[T, B]`, and minibatches are made
+            of whole columns, for feed-forward policies too; else it may get rows in any order.
     """
 
     fn: LossFn
     coeffs: Mapping[str, float]
     name: str
+    sequences: Callable[[Any], bool] = _never
 
     def __repr__(self) -> str:
         """Shows the name and the coeffs, as one would write the call."""
@@ -60,12 +74,39 @@ def term(fn: LossFn, /, **coeffs: float) -> Term:
         loss_fn = losses.weighted_sum(surrogate=(1.0, losses.clipped_surrogate()), l2=(1e-4, l2()))
         ```
     """
-    return Term(fn, {**coeffs_of(fn), **coeffs}, getattr(fn, "__name__", type(fn).__name__))
+    looks_along_time = fn.sequences if isinstance(fn, Term) else _never
+    return Term(fn, {**coeffs_of(fn), **coeffs}, getattr(fn, "__name__", type(fn).__name__), looks_along_time)
+
+
+def sequence_term(fn: LossFn, /, **coeffs: float) -> Term:
+    """As `term`, for a loss function that looks along time: it gets whole columns of time-major batches `[T, B]`.
+
+    Args:
+        fn, **coeffs: as of `term`.
+
+    Returns:
+        The term, whose `sequences` is always true.
+
+    Example:
+        ```python
+        def one_step(params, batch, ctx):
+            target = batch["rewards"] + 0.99 * ~batch["terminateds"] * ctx.next_values(params, batch)
+            return batch.mean(jnp.square(ctx.forward(params, batch).value - target))
+
+        loss_fn = losses.sequence_term(one_step)
+        ```
+    """
+    return dataclasses.replace(term(fn, **coeffs), sequences=_always)
 
 
 def coeffs_of(loss_fn: Any) -> dict[str, float]:
     """Default coeffs of a loss function: those of a term, none for a plain function."""
     return dict(loss_fn.coeffs) if isinstance(loss_fn, Term) else {}
+
+
+def needs_sequences(loss_fn: Any, config: Any) -> bool:
+    """Whether a loss function needs time-major batches in whole columns under these options; see `Term.sequences`."""
+    return isinstance(loss_fn, Term) and loss_fn.sequences(config)
 
 
 def coeff(ctx: LossContext, name: str) -> Array:
@@ -158,7 +199,49 @@ def weighted_sum(**terms: tuple[float, LossFn]) -> Term:
             rows.add(f"term {name!r}", extra.rows)
         return total, LearnOutput({**metrics.values, TOTAL_LOSS: total}, rows.values)
 
-    return Term(loss_fn, coeffs, "weighted_sum")
+    def sequences(config: Any) -> bool:
+        return any(needs_sequences(fn, config) for _, fn in terms.values())
+
+    return Term(loss_fn, coeffs, "weighted_sum", sequences)
+
+
+def choose(option: str, terms: Mapping[Any, LossFn]) -> Term:
+    """One of several terms, by a static option of the policy's config.
+
+    Args:
+        option: name of the option.
+        terms: the term for each of its values. Coeffs of one name in several of them must have one default.
+
+    Returns:
+        A term with the coeffs of all of them, of which those of the chosen one are read.
+
+    Raises:
+        LossError: two defaults of one coeff; when called, if the option has a value without a term.
+
+    Example:
+        ```python
+        vf_loss = choose("vtrace", {True: vtrace_value_error(), False: value_error()})
+        ```
+    """
+    coeffs: dict[str, float] = {}
+    for value, fn in terms.items():
+        for name, default in coeffs_of(fn).items():
+            if coeffs.setdefault(name, default) != default:
+                raise LossError(
+                    f"choose({option!r}): coeff {name!r} has two defaults, {coeffs[name]} and, for {value!r}, "
+                    f"{default}; give both terms the same."
+                )
+
+    def chosen(config: Any) -> LossFn:
+        value = getattr(config, option)
+        if value not in terms:
+            raise LossError(f"choose({option!r}): no term for {value!r}; there are {list(terms)}")
+        return terms[value]
+
+    def loss_fn(params: Params, batch: Any, ctx: LossContext) -> Any:
+        return chosen(ctx.config)(params, batch, ctx)
+
+    return Term(loss_fn, coeffs, f"choose_{option}", lambda config: needs_sequences(chosen(config), config))
 
 
 def _union_of_coeffs(terms: Mapping[str, Any]) -> dict[str, float]:

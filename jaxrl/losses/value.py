@@ -24,7 +24,7 @@ def value_error() -> Term:
         value = ctx.forward(params, batch).value
         target = jax.lax.stop_gradient(batch["value_targets"])
         chex.assert_equal_shape([value, target])
-        return _reduce(jnp.square(value - target), value, target, batch)
+        return reduce_error(jnp.square(value - target), value, target, batch)
 
     return term(value_error)
 
@@ -50,11 +50,12 @@ def clipped_value_error(vf_clip_param: float = 10.0) -> Term:
         clip = coeff(ctx, "vf_clip_param")
         error = jnp.square(value - target)
         clipped = jnp.square(value_old + clamp(value - value_old, -clip, clip) - target)
-        return _reduce(jnp.where(error >= clipped, error, clipped), value, target, batch)
+        return reduce_error(jnp.where(error >= clipped, error, clipped), value, target, batch)
 
     return term(clipped_value_error, vf_clip_param=vf_clip_param)
 
 
-def _reduce(error: Array, value: Array, target: Array, batch: Any) -> tuple[Array, LearnOutput]:
+def reduce_error(error: Array, value: Array, target: Array, batch: Any) -> tuple[Array, LearnOutput]:
+    """The mean of a value term's errors, and the metrics `vf_loss` and `vf_explained_var`; all of the batch's shape."""
     loss = batch.mean(error)
     return loss, LearnOutput({"vf_loss": loss, "vf_explained_var": explained_variance(target, value, batch)})

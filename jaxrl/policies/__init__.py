@@ -8,7 +8,7 @@ from jaxrl.policies.gradients import GRAD_NORM, global_norm
 from jaxrl.policies.learning import DATA_AXIS
 from jaxrl.policies.optimizers import default_optimizer, every
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
-from jaxrl.policies.targets import followed, target_update
+from jaxrl.policies.targets import followed, lagged_target, target_update
 
 __all__ = [
     "DATA_AXIS",
@@ -24,6 +24,7 @@ __all__ = [
     "every",
     "followed",
     "global_norm",
+    "lagged_target",
     "learning_rates",
     "target_update",
 ]

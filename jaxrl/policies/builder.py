@@ -13,14 +13,16 @@ import jax.numpy as jnp
 from jaxrl.data import SampleBatch
 from jaxrl.distributions import get_dist_class
 from jaxrl.exploration import make_exploration
+from jaxrl.losses import needs_sequences
 from jaxrl.models import Model, make_model
 from jaxrl.policies.coeffs import initial_coeffs
 from jaxrl.policies.context import LossContext
+from jaxrl.policies.fragments import forward_fragment, successor_values
 from jaxrl.policies.gradients import check_groups, make_gradients, trained_groups
 from jaxrl.policies.learning import make_learn
 from jaxrl.policies.optimizers import apply_optimizer, default_optimizer, init_optimizer
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
-from jaxrl.policies.postprocess import PRODUCED, forward_fragment, needs_forward, produce
+from jaxrl.policies.postprocess import PRODUCED, needs_forward, produce
 from jaxrl.policies.requirements import REPLAYED, example, example_batch, hook_columns, loss_columns
 from jaxrl.policies.targets import followed
 from jaxrl.types import (
@@ -52,6 +54,8 @@ class PolicyBuilder:
         )
         self.exploration = make_explore(action_space, config)
         self.recurrent = self.model.recurrent
+        losses = factory.loss_fn.values() if isinstance(factory.loss_fn, Mapping) else [factory.loss_fn]
+        self.by_columns = self.recurrent or any(needs_sequences(loss, config) for loss in losses)
         self.gives_logp = True
         self.coeffs, self.schedules = initial_coeffs(factory, self.exploration, config)
         self.masks_actions = (
@@ -84,6 +88,9 @@ class PolicyBuilder:
         dist_inputs = self.mask_logits(out.dist_inputs, batch["obs"])
         return ForwardOutput(self.dist_class(dist_inputs), out.value, dist_inputs, out.state, out.extras)
 
+    def next_values(self, params: Params, batch: SampleBatch, out: ForwardOutput, key: Array | None = None) -> Array:
+        return successor_values(self.model, params, batch, out, key)
+
     def make_context(self, train_state: TrainState, key: Any) -> LossContext:
         return LossContext(
             target_params=train_state.target_params,
@@ -93,6 +100,7 @@ class PolicyBuilder:
             dist_class=self.dist_class,
             config=self.config,
             forward_fn=self.forward,
+            next_values_fn=self.next_values,
         )
 
     def optimizer(self, coeffs: Mapping[str, Array]) -> Any:
@@ -234,7 +242,7 @@ class PolicyBuilder:
         abstract = jax.eval_shape(self.init, jax.random.key(0))
         losses = factory.loss_fn.values() if isinstance(factory.loss_fn, Mapping) else [factory.loss_fn]
         state = jax.eval_shape(lambda: self.model.initial_state(2))
-        time_major = self.recurrent or config.sgd_minibatch_size == 0
+        time_major = self.by_columns or config.sgd_minibatch_size == 0
 
         def batch_of(*, time_major: bool, produced: bool) -> SampleBatch:
             size = self.dist_class.input_size
@@ -310,7 +318,7 @@ class PolicyBuilder:
 
         def make(config: Any) -> Any:
             parts = gradients, self.apply_gradients, prepare, factory.update_fn, config
-            return jax.jit(make_learn(*parts, by_columns=self.recurrent))
+            return jax.jit(make_learn(*parts, by_columns=self.by_columns))
 
         learn = make(config)
         one_pass = learn if config.num_sgd_iter == 1 else make(dataclasses.replace(config, num_sgd_iter=1))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.data import SampleBatch
-from jaxrl.policies.context import LossContext, forward_memo
+from jaxrl.policies.context import LossContext, loss_memo
 from jaxrl.policies.policy import TrainState
 from jaxrl.policies.requirements import call_loss
 from jaxrl.types import Array, LearnOutput, LossError, Params
@@ -107,7 +107,7 @@ def _one_gradient(loss_fn: Any, params: Params, batch: SampleBatch, ctx: LossCon
 
 
 def _evaluate(loss_fn: Any, params: Params, batch: SampleBatch, ctx: LossContext) -> tuple[Array, LearnOutput]:
-    with forward_memo():
+    with loss_memo():
         loss, out = call_loss(loss_fn, params, batch, ctx)
     loss = jnp.asarray(loss, jnp.float32)
     metrics = {name: jnp.asarray(value, jnp.float32) for name, value in out.metrics.items()}

@@ -44,7 +44,8 @@ def make_learn(
         prepare: keeps the columns that the loss reads, and materialises derived ones.
         update_fn: `(coeffs, metrics, config) -> coeffs` after the last epoch (adaptive KL), or None.
         config: the PolicyConfig.
-        by_columns: minibatches are made of whole columns (recurrent policies), else of rows.
+        by_columns: minibatches are made of whole columns (recurrent policies, losses that look along time), else of
+            rows.
     """
 
     def sgd_step(state: TrainState, batch: SampleBatch) -> tuple[TrainState, LearnOutput]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from jaxrl.policies.policy import TrainState
@@ -32,6 +34,20 @@ def target_update(state: TrainState, config: Any, *, groups: tuple[str, ...] | N
     if config.tau == 1.0:
         return params
     return optax.incremental_update(params, target, config.tau)
+
+
+def lagged_target(state: TrainState, every: Any) -> Params:
+    """For a `target_fn`: the parameters as they were at the last gradient step whose number `every` divides.
+
+    Args:
+        state: after the gradient step.
+        every: gradient steps between updates.
+
+    Returns:
+        The target network's parameters, all groups.
+    """
+    due = state.step % every == 0
+    return jax.tree.map(lambda new, old: jnp.where(due, new, old), state.params, state.target_params)
 
 
 def followed(params: Params, target: Params) -> Params:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium.spaces as spaces
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +29,12 @@ class Context(NamedTuple):
     def forward(self, params: Any, batch: Any) -> ForwardOutput:
         logits = batch["obs"] @ params["policy"]
         return ForwardOutput(DIST_CLASS(logits), (batch["obs"] @ params["value"])[..., 0], logits)
+
+    def next_values(self, params: Any, batch: Any) -> Any:
+        return jax.lax.stop_gradient((batch["new_obs"] @ params["value"])[..., 0])
+
+    def once(self, fn: Any, params: Any, batch: Any) -> Any:
+        return fn(params, batch, self)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
-"""V-trace against the paper's sum, hand-worked numbers, and the returns that it equals on-policy."""
+"""V-trace against the paper's sum, hand-worked numbers, and the returns that it equals on-policy; its loss terms."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from jaxrl import losses
+from jaxrl.data import SampleBatch
+from jaxrl.losses import needs_sequences, split_output
+from jaxrl.types import LossError
 
 F = np.zeros(3, bool)
 
@@ -179,3 +183,183 @@ def test_shapes_and_types_are_checked():
         losses.vtrace(**{**rows, "log_rho_t": rows["log_rho_t"][:-1]}, discount=0.9)
     with pytest.raises(AssertionError, match="type"):
         losses.vtrace(**{**rows, "ended_t": rows["ended_t"].astype(np.float32)}, discount=0.9)
+
+
+GAMMA, LAMBDA = 0.9, 0.8
+CONFIG = SimpleNamespace(gamma=GAMMA, lambda_=LAMBDA)
+THRESHOLDS = {"vtrace_clip_rho_threshold": 1.2, "vtrace_clip_pg_rho_threshold": 0.9}
+TERMS = {
+    "gradient": losses.vtrace_policy_gradient(**THRESHOLDS),
+    "value": losses.term(losses.vtrace_value_error(), **THRESHOLDS),
+    "target_value": losses.term(losses.vtrace_value_error(target_policy=True), **THRESHOLDS),
+    "surrogate": losses.vtrace_surrogate(clip_param=0.2, is_ratio_clip=1.5, **THRESHOLDS),
+    "kl": losses.target_kl_penalty(),
+}
+MASK = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
+
+
+@pytest.fixture
+def case(columns, params, make_ctx):
+    """A fragment with ends of both kinds, a context with a target network, and what each row is in NumPy."""
+    rng = np.random.default_rng(2)
+    ended = rng.random((5, 3)) < 0.3
+    terminated = ended & (rng.random((5, 3)) < 0.5)
+    columns = {
+        **{name: columns[name] for name in ("obs", "actions", "action_logp")},
+        "new_obs": rng.normal(size=(5, 3, 4)).astype(np.float32),
+        "rewards": rng.normal(size=(5, 3)).astype(np.float32),
+        "terminateds": terminated,
+        "truncateds": ended & ~terminated,
+    }
+    target = jax.tree.map(lambda x: x + 0.3 * jnp.asarray(rng.normal(size=x.shape), jnp.float32), params)
+
+    def ctx(term):
+        return make_ctx(**term.coeffs)._replace(config=CONFIG, target_params=target)
+
+    return SimpleNamespace(columns=columns, target=target, ctx=ctx)
+
+
+def log_probs(obs, policy):
+    logits = np.asarray(obs @ np.asarray(policy["policy"]), np.float64)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def chosen(columns, policy):
+    return np.take_along_axis(log_probs(columns["obs"], policy), columns["actions"][..., None], -1)[..., 0]
+
+
+def corrected(columns, params, policy, mask=None):
+    """V-trace's targets and advantages of `policy`, with the values of `params`, in float64."""
+    value, next_value = (np.asarray(columns[name] @ params["value"])[..., 0] for name in ("obs", "new_obs"))
+    log_rho = np.asarray(chosen(columns, policy) - columns["action_logp"], np.float32)
+    ends = columns["terminateds"], columns["terminateds"] | columns["truncateds"]
+    clips = {"clip_rho": 1.2, "clip_pg_rho": 0.9}
+    out = losses.vtrace(columns["rewards"], value, next_value, log_rho, *ends, GAMMA, LAMBDA, **clips, mask=mask)
+    return value, np.asarray(out.vs, np.float64), np.asarray(out.pg_advantages, np.float64)
+
+
+def term_oracle(name, params, case, mask=None):
+    """Each term in NumPy."""
+    c, target = case.columns, case.target
+    value, vs, advantages = corrected(c, params, params if name in ("gradient", "value") else target, mask)
+    log_p, log_mu, log_target = chosen(c, params), c["action_logp"], chosen(c, target)
+    ratio = np.minimum(np.exp(log_mu - log_target), 1.5) * np.exp(log_p - log_mu)
+    all_p, all_target = log_probs(c["obs"], params), log_probs(c["obs"], target)
+    rows = {
+        "gradient": -log_p * advantages,
+        "value": (value - vs) ** 2,
+        "target_value": (value - vs) ** 2,
+        "surrogate": -np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages),
+        "kl": (np.exp(all_target) * (all_target - all_p)).sum(-1),
+    }[name]
+    return rows.mean() if mask is None else rows[mask].mean()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", TERMS)
+def test_terms_against_numpy_with_and_without_jit(name, masked, params, case):
+    term, mask = TERMS[name], MASK if masked else None
+    batch = SampleBatch({**case.columns, **({} if mask is None else {"mask": mask})})
+    expected = term_oracle(name, params, case, mask)
+
+    def loss(params):
+        return split_output(term(params, batch, case.ctx(term)), name)[0]
+
+    for fn in (loss, jax.jit(loss)):
+        np.testing.assert_allclose(fn(params), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_padding_never_changes_a_loss_or_its_gradient(name, params, case):
+    term = TERMS[name]
+    padded = {key: np.concatenate([x, np.zeros_like(x[:2])]) for key, x in case.columns.items()}
+    padded["mask"] = np.arange(7)[:, None] < np.full(3, 5)
+
+    @jax.jit
+    def loss_and_gradient(batch):
+        return jax.value_and_grad(lambda p: split_output(term(p, batch, case.ctx(term)), name)[0])(params)
+
+    expected = loss_and_gradient(SampleBatch(case.columns))
+    got = loss_and_gradient(SampleBatch(padded))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), expected, got)
+
+
+def test_gradients_flow_through_the_prediction_alone(params, case):
+    """The policy's term moves no value, the value's term no policy, and targets nothing."""
+    batch = SampleBatch(case.columns)
+
+    def gradient(name):
+        term = TERMS[name]
+        return jax.grad(lambda p: split_output(term(p, batch, case.ctx(term)), name)[0])(params)
+
+    assert not np.any(gradient("gradient")["value"]) and np.any(gradient("gradient")["policy"])
+    assert not np.any(gradient("value")["policy"])
+    value, vs, _ = corrected(case.columns, params, params)
+    by_hand = 2 * np.einsum("tbi,tb->i", batch["obs"], value - vs) / 15
+    np.testing.assert_allclose(gradient("value")["value"][:, 0], by_hand, rtol=1e-4, atol=1e-5)
+
+
+def test_on_policy_the_gradient_is_that_of_the_advantage_actor_critic(params, case):
+    """With a behaviour policy that is the policy itself, V-trace's advantages are GAE's."""
+    c = case.columns
+    ctx = case.ctx(TERMS["gradient"])
+    batch = SampleBatch(
+        {**c, "action_logp": np.asarray(ctx.forward(params, SampleBatch(c)).dist.log_prob(c["actions"]))}
+    )
+    unclipped = losses.vtrace_policy_gradient()
+    value, new_value = ((batch[name] @ params["value"])[..., 0] for name in ("obs", "new_obs"))
+    ended = c["terminateds"] | c["truncateds"]
+    gae = losses.gae(c["rewards"], value, new_value, c["terminateds"], ended, GAMMA, LAMBDA)
+    ours = jax.grad(lambda p: unclipped(p, batch, case.ctx(unclipped))[0])(params)
+    a2c = jax.grad(losses.advantage_policy_gradient())(params, batch.with_columns(advantages=gae.advantages), ctx)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, a2c)
+
+
+def test_surrogate_of_a_target_that_has_caught_up_has_impalas_gradient(params, case):
+    term = losses.vtrace_surrogate(is_ratio_clip=float("inf"), **THRESHOLDS)
+    batch = SampleBatch(case.columns)
+    ctx = case.ctx(term)._replace(target_params=params)
+    surrogate = jax.grad(lambda p: term(p, batch, ctx)[0])(params)
+    gradient = jax.grad(lambda p: TERMS["gradient"](p, batch, case.ctx(TERMS["gradient"]))[0])(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), surrogate, gradient)
+
+
+def test_metrics_of_the_terms(params, case):
+    batch, ctx = SampleBatch(case.columns), case.ctx(TERMS["surrogate"])
+    metrics = TERMS["surrogate"](params, batch, ctx)[1].metrics
+    log_rho = chosen(case.columns, case.target) - batch["action_logp"]
+    rho, weight = np.exp(log_rho), np.minimum(np.exp(-log_rho), 1.5)
+    expected = {
+        "mean_rho": rho.mean(),
+        "clipped_rho": (rho > 1.2).mean(),
+        "mean_IS": weight.mean(),
+        "var_IS": weight.var(),
+    }
+    assert set(metrics) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4)
+    assert set(TERMS["value"](params, batch, ctx)[1].metrics) == {"vf_loss", "vf_explained_var"}
+
+
+def test_a_sum_of_them_carries_each_threshold_once():
+    impala = losses.weighted_sum(
+        policy_loss=(1.0, losses.vtrace_policy_gradient()),
+        vf_loss=(0.5, losses.vtrace_value_error()),
+        entropy=(0.01, losses.entropy_bonus()),
+    )
+    assert impala.coeffs == {
+        "policy_loss_coeff": 1.0,
+        "vtrace_clip_rho_threshold": 1.0,
+        "vtrace_clip_pg_rho_threshold": 1.0,
+        "vf_loss_coeff": 0.5,
+        "entropy_coeff": 0.01,
+    }
+    assert needs_sequences(impala, CONFIG)
+    assert not needs_sequences(losses.weighted_sum(entropy=(0.01, losses.entropy_bonus())), CONFIG)
+
+
+def test_terms_that_need_a_target_network_say_so(params, case):
+    for name in ("surrogate", "kl"):
+        ctx = case.ctx(TERMS[name])._replace(target_params=None)
+        with pytest.raises(LossError, match="needs a target network"):
+            TERMS[name](params, SampleBatch(case.columns), ctx)

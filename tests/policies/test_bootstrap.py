@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxrl.data import SampleBatch
-from jaxrl.policies.postprocess import _bootstrap_inputs
+from jaxrl.policies.fragments import bootstrap_inputs
 from jaxrl.types import FINAL_PAD
 
 
@@ -25,7 +25,7 @@ def test_last_previous_action_is_that_of_the_last_row_that_is_there() -> None:
             "final_index": np.array([[FINAL_PAD, 0]], np.int32),
         }
     )
-    _, last, _ = _bootstrap_inputs(batch, frozenset({"prev_actions"}))
+    _, last, _ = bootstrap_inputs(batch, frozenset({"prev_actions"}))
     assert np.asarray(last.prev_actions).tolist() == [actions[1, 0], actions[3, 1], actions[1, 2]]
-    _, last, _ = _bootstrap_inputs(batch.drop("mask"), frozenset({"prev_actions"}))
+    _, last, _ = bootstrap_inputs(batch.drop("mask"), frozenset({"prev_actions"}))
     assert np.asarray(last.prev_actions).tolist() == actions[3].tolist()
