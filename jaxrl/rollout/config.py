@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxrl.callbacks import Callbacks
 from jaxrl.config import option
@@ -27,7 +27,13 @@ class MultiAgentConfig:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RolloutConfig:
-    """Options of sampling."""
+    """Options of sampling.
+
+    Attributes:
+        workers_learn: set by algorithms whose workers compute gradients, on a GPU where they are given one.
+    """
+
+    workers_learn: ClassVar[bool] = False
 
     env: Any = option(
         None, "Gymnasium id, registered name, class, 'module:Class', creator function, or list of environments."

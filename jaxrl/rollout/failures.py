@@ -64,8 +64,8 @@ class FailureBudget:
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line."""
+    """An error in one line; of one that Ray brought, what was raised on the actor."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    # Ray puts the remote traceback into the text: what was raised stands last, what happened to an actor first.
-    text = (lines[-1] if "Traceback" in str(error) or "ray::" in str(error) else lines[0]) if lines else ""
-    return f"{type(error).__name__}: {text}"
+    if any("ray::" in line for line in lines):
+        return lines[-1]  # after the remote traceback; it begins with the type
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -6,6 +6,26 @@ import os
 from typing import Any
 
 
+def _check_gpu(share: float) -> None:
+    """Checks that JAX sees the worker's GPU, on which it learns; sampling stays on the CPU.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if share < 1:
+        # Several workers share it: none may take most of its memory at once.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+
+    from jaxrl.types import ConfigError
+
+    if jax.default_backend() == "cpu":
+        raise ConfigError(
+            f"num_gpus_per_worker={share:g}: Ray gave this worker a GPU, but JAX finds none; install JAX for it "
+            "(pip install 'jax[cuda13]'), or set num_gpus_per_worker=0."
+        )
+
+
 class RolloutActor:
     """Runs a RolloutWorker in its own process; made into a Ray actor by `WorkerSet`.
 
@@ -23,8 +43,12 @@ class RolloutActor:
         from jaxrl import registry
         from jaxrl.rollout.worker import RolloutWorker
 
-        # Samplers run on the CPU. JAX is imported by now, so that an environment variable would come too late.
-        jax.config.update("jax_platforms", "cpu")
+        config = arguments[0]
+        if config.workers_learn and config.num_gpus_per_worker > 0:
+            _check_gpu(config.num_gpus_per_worker)
+        else:
+            # Samplers run on the CPU. JAX is imported by now, so that an environment variable would come too late.
+            jax.config.update("jax_platforms", "cpu")
         registry.install(registrations)
         self._worker = RolloutWorker(*arguments, **options)
 

@@ -97,8 +97,7 @@ class WorkerSet:
         except RayError as error:
             for place in self._places:
                 ray.kill(place.actor)
-            cause = getattr(error, "cause", None) or error
-            raise WorkerError(f"a rollout worker could not start: {type(cause).__name__}: {cause}") from error
+            raise WorkerError(f"a rollout worker could not start: {describe(error)}") from error
 
     def _start_actor(self, index: int) -> Any:
         options = {"worker_index": index, "num_workers": self.config.num_workers}

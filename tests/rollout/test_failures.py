@@ -54,5 +54,5 @@ def test_a_worker_that_never_answers_is_given_up():
 def test_errors_are_told_in_one_line():
     assert describe(ValueError("bad\nworse")) == "ValueError: bad"
     remote = 'ray::call() (pid=1)\n  File "x.py", line 1\nValueError: what was raised\n'
-    assert describe(RuntimeError(remote)) == "RuntimeError: ValueError: what was raised"
+    assert describe(RuntimeError(remote)) == "ValueError: what was raised"
     assert describe(RuntimeError()) == "RuntimeError: "
