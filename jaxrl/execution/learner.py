@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,13 +27,23 @@ class Learner:
         key: PRNG key of the run.
         policy_id: for messages.
         num_devices: devices that share each batch; 1: the default device.
+        average: averages each minibatch's gradients with those of learners elsewhere (see `Policy.learn_averaged`).
 
     Raises:
         ConfigError: more devices are asked for than there are.
     """
 
-    def __init__(self, policy: Policy, key: Any, *, policy_id: str = "default_policy", num_devices: int = 1):
+    def __init__(
+        self,
+        policy: Policy,
+        key: Any,
+        *,
+        policy_id: str = "default_policy",
+        num_devices: int = 1,
+        average: Callable[[Any, Any], Any] | None = None,
+    ):
         self.policy, self.policy_id = policy, policy_id
+        self._learn = policy.learn if average is None else policy.learn_averaged(average)
         self._mesh = _mesh(num_devices)
         self._state: TrainState = self._replicated(policy.init(key))
         self._rows: Mapping[str, Any] = {}
@@ -52,7 +62,7 @@ class Learner:
         Raises:
             NonFiniteError: a metric is NaN or infinite, named; the state stays what it was.
         """
-        learn = self.policy.learn_one_pass if one_pass else self.policy.learn
+        learn = self.policy.learn_one_pass if one_pass else self._learn
         with self._on_devices():
             state, out = learn(self._state, self._place_batch(batch))
         metrics = self._checked(out.metrics, batch)

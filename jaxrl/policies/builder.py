@@ -19,7 +19,7 @@ from jaxrl.policies.coeffs import initial_coeffs
 from jaxrl.policies.context import LossContext
 from jaxrl.policies.fragments import forward_fragment, successor_values
 from jaxrl.policies.gradients import check_groups, make_gradients, trained_groups
-from jaxrl.policies.learning import make_learn
+from jaxrl.policies.learning import Average, make_learn
 from jaxrl.policies.optimizers import apply_optimizer, default_optimizer, init_optimizer
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
 from jaxrl.policies.postprocess import PRODUCED, needs_forward, produce
@@ -316,9 +316,9 @@ class PolicyBuilder:
         gradients = make_gradients(factory.loss_fn, self.make_context)
         prepare = self.make_prepare(reads)
 
-        def make(config: Any) -> Any:
+        def make(config: Any, average: Average | None = None) -> Any:
             parts = gradients, self.apply_gradients, prepare, factory.update_fn, config
-            return jax.jit(make_learn(*parts, by_columns=self.by_columns))
+            return jax.jit(make_learn(*parts, by_columns=self.by_columns, average=average))
 
         learn = make(config)
         one_pass = learn if config.num_sgd_iter == 1 else make(dataclasses.replace(config, num_sgd_iter=1))
@@ -333,6 +333,7 @@ class PolicyBuilder:
             apply_gradients=jax.jit(self.apply_gradients),
             learn=learn,
             learn_one_pass=one_pass,
+            learn_averaged=functools.partial(make, config),
             context=lambda state: self.make_context(state, jax.random.fold_in(state.key, state.step)),
             loss_fn=factory.loss_fn,
         )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jaxrl.data import SampleBatch
-from jaxrl.policies.gradients import Gradients
+from jaxrl.policies.gradients import GRAD_NORM, Gradients, global_norm
 from jaxrl.policies.policy import TrainState
 from jaxrl.types import Array, LearnOutput, Params
 
@@ -18,6 +18,9 @@ from jaxrl.types import Array, LearnOutput, Params
 DATA_AXIS = "data"
 
 Step = Callable[[TrainState, SampleBatch], tuple[TrainState, LearnOutput]]
+
+Average = Callable[[Any, Array], Any]
+"""`(tree, rows) -> tree`: the mean over those that learn together, each weighted by its `rows` (float32)."""
 
 
 def make_learn(
@@ -28,6 +31,7 @@ def make_learn(
     config: Any,
     *,
     by_columns: bool,
+    average: Average | None = None,
 ) -> Step:
     """Builds `learn(train_state, batch) -> (train_state, LearnOutput)`.
 
@@ -46,10 +50,15 @@ def make_learn(
         config: the PolicyConfig.
         by_columns: minibatches are made of whole columns (recurrent policies, losses that look along time), else of
             rows.
+        average: averages the gradients and metrics of each minibatch with those of others that learn from data of
+            their own at the same time: `jax.lax.pmean` over a named axis, an all-reduce over processes. All then take
+            the same steps, as many as the one with the most rows needs. None: it learns alone.
     """
 
     def sgd_step(state: TrainState, batch: SampleBatch) -> tuple[TrainState, LearnOutput]:
         grads, out = gradients(state, batch)
+        if average is not None:
+            grads, out = _averaged(average, grads, out, batch)
         return apply_gradients(state, grads), out
 
     def learn(train_state: TrainState, batch: SampleBatch) -> tuple[TrainState, LearnOutput]:
@@ -57,13 +66,22 @@ def make_learn(
         if config.sgd_minibatch_size == 0:
             state, out = _full_batch_epochs(sgd_step, train_state, batch, config.num_sgd_iter)
         else:
-            state, out = _minibatch_epochs(sgd_step, train_state, batch, config, by_columns)
+            state, out = _minibatch_epochs(sgd_step, train_state, batch, config, by_columns, average)
         if update_fn is not None:
             coeffs = update_fn(state.coeffs, out.metrics, config)
             state = state.replace(coeffs={k: jnp.asarray(v, jnp.float32) for k, v in coeffs.items()})
         return state, out
 
     return learn
+
+
+def _averaged(average: Average, grads: Params, out: LearnOutput, batch: SampleBatch) -> tuple[Params, LearnOutput]:
+    """Gradients and metrics as of all the rows together; the norm is that of the mean."""
+    rows = batch["mask"].sum(dtype=jnp.float32) if "mask" in batch else jnp.float32(batch.num_rows)
+    # Metrics of no rows at all may be NaN, which no weight of zero would cancel.
+    own = jax.tree.map(lambda x: jnp.where(rows > 0, x, jnp.zeros_like(x)), (grads, dict(out.metrics)))
+    grads, metrics = average(own, rows)
+    return grads, LearnOutput({**metrics, GRAD_NORM: global_norm(grads)}, out.rows)
 
 
 def _full_batch_epochs(
@@ -81,7 +99,7 @@ def _full_batch_epochs(
 
 
 def _minibatch_epochs(
-    step: Step, state: TrainState, batch: SampleBatch, config: Any, by_columns: bool
+    step: Step, state: TrainState, batch: SampleBatch, config: Any, by_columns: bool, average: Average | None
 ) -> tuple[TrainState, LearnOutput]:
     if not by_columns and batch.time_major:
         batch = batch.flatten()
@@ -117,6 +135,8 @@ def _minibatch_epochs(
         state, (packed, rows) = jax.lax.scan(minibatch_step, state, (index, valid))
     else:
         taken = (present[index] & valid).any(axis=1)
+        if average is not None:  # a step is taken by all, or by none
+            taken = average(taken.astype(jnp.float32), jnp.float32(1)) > 0
         state, (packed, rows) = jax.lax.scan(step_if_any, state, (index, valid, taken))
     # Each row's value, back at the row's place; the padding of a short last minibatch is dropped.
     place = jnp.where(valid[-count:], index[-count:], n)

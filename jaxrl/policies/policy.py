@@ -93,6 +93,8 @@ class Policy(NamedTuple):
         apply_gradients: `(train_state, grads) -> train_state`.
         learn: `(train_state, batch) -> (train_state, LearnOutput)`: every epoch and minibatch in one program.
         learn_one_pass: as `learn`, one epoch whatever `num_sgd_iter` says.
+        learn_averaged: `(average) -> learn` whose gradients and metrics of each minibatch are averaged with those of
+            others that learn at the same time (see `learning.make_learn`).
         context: `(train_state) -> LossContext`, for use of the loss outside jaxrl.
         loss_fn: the loss function, or the mapping of groups to loss functions, that the policy was built from.
     """
@@ -107,5 +109,6 @@ class Policy(NamedTuple):
     apply_gradients: Callable[[TrainState, Params], TrainState]
     learn: Callable[[TrainState, Any], tuple[TrainState, LearnOutput]]
     learn_one_pass: Callable[[TrainState, Any], tuple[TrainState, LearnOutput]]
+    learn_averaged: Callable[[Callable[[Any, Array], Any]], Callable[..., tuple[TrainState, LearnOutput]]]
     context: Callable[[TrainState], LossContext]
     loss_fn: Any
