@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from typing import Any
 
 from jaxrl import trees
@@ -14,7 +15,9 @@ from jaxrl.metrics import EpisodeRecord, summarize_episodes
 _PATIENCE_S = 1.0
 
 
-def StandardMetricsReporting(ctx: PlanContext, train_op: LocalIterator) -> LocalIterator:
+def StandardMetricsReporting(
+    ctx: PlanContext, train_op: LocalIterator, selected_workers: Collection[int] | None = None
+) -> LocalIterator:
     """Results in RLlib's form, one for each iteration of a plan.
 
     An iteration lasts until `timesteps_per_iteration` env steps have been sampled and `min_iter_time_s` seconds have
@@ -23,6 +26,7 @@ def StandardMetricsReporting(ctx: PlanContext, train_op: LocalIterator) -> Local
     Args:
         ctx: the plan's context.
         train_op: the plan that learns.
+        selected_workers: indices of the workers on actors whose episodes the statistics are of; None: all.
 
     Returns:
         A LocalIterator of result dicts.
@@ -32,7 +36,7 @@ def StandardMetricsReporting(ctx: PlanContext, train_op: LocalIterator) -> Local
         train_op = train_op.filter(OncePerTimestepsElapsed(ctx, config.timesteps_per_iteration))
     if config.min_iter_time_s:
         train_op = train_op.filter(OncePerTimeInterval(config.min_iter_time_s))
-    return train_op.for_each(CollectMetrics(ctx))
+    return train_op.for_each(CollectMetrics(ctx, selected_workers))
 
 
 def OncePerTimestepsElapsed(ctx: PlanContext, delay_steps: int) -> Operator:
@@ -59,19 +63,20 @@ def OncePerTimeInterval(seconds: float) -> Operator:
     return Operator(f"OncePerTimeInterval({seconds:g} s)", apply, host_only=True)
 
 
-def CollectMetrics(ctx: PlanContext) -> Operator:
+def CollectMetrics(ctx: PlanContext, selected_workers: Collection[int] | None = None) -> Operator:
     """Makes a result of each item: episode statistics, learner info, counters, timers.
 
     Statistics are over the last `metrics_smoothing_episodes` episodes, which are its state and are saved.
     """
     keep = ctx.config.metrics_smoothing_episodes
+    chosen = {} if selected_workers is None else {"of_workers": selected_workers}
 
     def apply(history: list[EpisodeRecord], _: Any) -> tuple[list[EpisodeRecord], dict[str, Any]]:
         thread = ctx.learner_thread
         # Workers that sample all the time answer between two fragments.
         patience = None if thread is None else _PATIENCE_S
         ctx.workers.sync_filters(patience)
-        new = ctx.workers.pop_episodes(patience)
+        new = ctx.workers.pop_episodes(patience, **chosen)
         history = [*history, *new][-keep:]
         counters = ctx.counters.save()
         result = {

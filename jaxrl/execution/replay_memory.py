@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -43,14 +44,24 @@ class ReplayMemory:
         self.learning_starts, self.store_in_checkpoints = learning_starts, store_in_checkpoints
         self.states: dict[PolicyID, Any] = {}
 
-    def add(self, batch: MultiAgentBatch) -> None:
-        """Stores the rows of every policy that learns."""
+    def add(self, batch: MultiAgentBatch, priorities: Mapping[PolicyID, np.ndarray] | None = None) -> None:
+        """Stores the rows of every policy that learns.
+
+        Args:
+            batch: fragments by policy.
+            priorities: of the valid rows of a policy, in order of t, then b; without them they get the largest so far.
+        """
         for pid in self.policies:
             if pid not in batch:
                 continue
             if pid not in self.states:
                 self.states[pid] = self.buffer.init(batch[pid])
-            self.states[pid] = self.buffer.add(self.states[pid], batch[pid])
+            head = self.states[pid].head
+            self.states[pid] = state = self.buffer.add(self.states[pid], batch[pid])
+            if priorities and pid in priorities:
+                capacity, given = self.buffer.spec.capacity, priorities[pid]
+                kept = np.arange(max(0, len(given) - capacity), len(given))
+                self.states[pid] = self.buffer.update(state, (head + kept) % capacity, given[kept])
 
     @property
     def ready(self) -> bool:
@@ -83,7 +94,25 @@ class ReplayMemory:
         indexes = np.asarray(batch["batch_indexes"])
         if batch.time_major:  # a column is a sequence, whose rows all have its index
             indexes = indexes[0]
-        self.states[policy_id] = self.buffer.update(self.states[policy_id], indexes, priorities)
+        self.update_rows(policy_id, indexes, priorities)
+
+    def update_rows(
+        self, policy_id: PolicyID, indexes: np.ndarray, priorities: np.ndarray, added: int | None = None
+    ) -> None:
+        """New priorities for the rows (or sequences) at `indexes`.
+
+        Args:
+            policy_id: whose.
+            indexes: the column `batch_indexes`, one entry for each row or sequence.
+            priorities: as many.
+            added: what `added` was when they were sampled: those overwritten since are left alone. None: none were.
+        """
+        self.states[policy_id] = self.buffer.update(self.states[policy_id], indexes, priorities, added)
+
+    @property
+    def added(self) -> dict[PolicyID, int]:
+        """Rows ever added, by policy."""
+        return {pid: state.added for pid, state in self.states.items()}
 
     def stats(self) -> dict[PolicyID, dict[str, int]]:
         """Rows and bytes held, by policy."""

@@ -6,6 +6,7 @@ from jaxrl.policies.config import PolicyConfig
 from jaxrl.policies.context import LossContext
 from jaxrl.policies.gradients import GRAD_NORM, global_norm
 from jaxrl.policies.learning import DATA_AXIS
+from jaxrl.policies.loss_rows import LossRows, make_loss_rows
 from jaxrl.policies.optimizers import default_optimizer, every
 from jaxrl.policies.policy import Policy, PolicySpec, TrainState
 from jaxrl.policies.targets import followed, lagged_target, target_update
@@ -14,6 +15,7 @@ __all__ = [
     "DATA_AXIS",
     "GRAD_NORM",
     "LossContext",
+    "LossRows",
     "Policy",
     "PolicyConfig",
     "PolicyFactory",
@@ -26,5 +28,6 @@ __all__ = [
     "global_norm",
     "lagged_target",
     "learning_rates",
+    "make_loss_rows",
     "target_update",
 ]

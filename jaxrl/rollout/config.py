@@ -78,12 +78,12 @@ class RolloutConfig:
     ignore_worker_failures: bool = option(
         False, "With recreate_failed_workers false: a failed worker is left out, and the run goes on with the others."
     )
-    max_worker_restarts: int = option(1000, "Workers replaced in the whole run at most.", low=0)
+    max_worker_restarts: int = option(1000, "Workers and replay shards replaced in the whole run at most.", low=0)
     max_worker_restarts_per_minute: int | Literal["auto"] = option(
         "auto", "Workers replaced within a minute at most; 'auto': five for each worker."
     )
     sample_timeout_s: float | None = option(
-        600.0, "A worker on an actor that owes an answer for so many seconds counts as hung; None: never.", low=0
+        600.0, "A worker or replay shard that owes an answer for so many seconds counts as hung; None: never.", low=0
     )
     multiagent: MultiAgentConfig = option(
         MultiAgentConfig(), "Policies, mapping of agents to policies, policies to train."

@@ -1,4 +1,4 @@
-"""What a run does about rollout workers that die, hang or raise: how many it replaces before it gives up."""
+"""What a run does about actors (rollout workers, replay shards) that die, hang or raise: how many it replaces."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ MAX_FRUITLESS = 3
 
 
 class FailureBudget:
-    """Counts restarts of workers, and ends the run where there are too many, or too many in a minute.
+    """Counts restarts of actors, and ends the run where there are too many, or too many in a minute.
 
     Args:
         max_total: restarts of the whole run.
         max_per_minute: restarts within any 60 seconds.
         clock: seconds.
+
+    Attributes:
+        restarts: so far; worker_restarts: those of rollout workers among them.
     """
 
     def __init__(self, max_total: int, max_per_minute: int, clock: Callable[[], float] = time.monotonic):
         self.max_total, self.max_per_minute = max_total, max_per_minute
-        self.restarts = 0
+        self.restarts = self.worker_restarts = 0
         self._clock = clock
         self._recent: deque[float] = deque()
-        self._fruitless: dict[int, int] = {}
+        self._fruitless: dict[int | str, int] = {}
 
-    def spend(self, worker_index: int, error: BaseException, *, answered: bool) -> None:
+    def spend(self, worker: int | str, error: BaseException, *, answered: bool) -> None:
         """One restart.
 
         Args:
-            worker_index: the worker's.
+            worker: index of a rollout worker, or the name of another actor.
             error: what became of it.
             answered: whether it has given anything since it was started.
 
@@ -45,8 +48,8 @@ class FailureBudget:
         now = self._clock()
         while self._recent and now - self._recent[0] > 60.0:
             self._recent.popleft()
-        fruitless = 0 if answered else self._fruitless.get(worker_index, 0) + 1
-        self._fruitless[worker_index] = fruitless
+        fruitless = 0 if answered else self._fruitless.get(worker, 0) + 1
+        self._fruitless[worker] = fruitless
         reason = None
         if self.restarts >= self.max_total:
             reason = f"max_worker_restarts={self.max_total} is spent"
@@ -55,11 +58,13 @@ class FailureBudget:
         elif fruitless >= MAX_FRUITLESS:
             reason = f"it failed {fruitless} times in a row before it gave a batch"
         if reason is not None:
+            name = worker if isinstance(worker, str) else f"rollout worker {worker}"
             raise WorkerError(
-                f"rollout worker {worker_index} failed, and {reason}: {describe(error)}. Its traceback is above; mend "
+                f"{name} failed, and {reason}: {describe(error)}. Its traceback is above; mend "
                 "the cause, or raise the limit."
             ) from error
         self.restarts += 1
+        self.worker_restarts += isinstance(worker, int)
         self._recent.append(now)
 
 

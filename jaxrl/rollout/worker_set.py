@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import jax
@@ -63,6 +63,7 @@ class WorkerSet:
         }
         self.budget = FailureBudget(config.max_worker_restarts, _per_minute(config))
         self._filter_states = {pid: filter.init() for pid, filter in self.filters.items()}
+        self._weights_put: Mapping[PolicyID, Weights] | None = None
         self._weights_ref: Any = None
         self._places: list[_Place] = []
         self._former: dict[Any, int] = {}  # ids of actors that were replaced, and their worker's index
@@ -113,7 +114,7 @@ class WorkerSet:
     @property
     def num_restarts(self) -> int:
         """Workers that were replaced so far."""
-        return self.budget.restarts
+        return self.budget.worker_restarts
 
     @property
     def shards(self) -> list[Any]:
@@ -285,9 +286,15 @@ class WorkerSet:
         for place in taking:
             self._send_weights(place)
 
-    def send_weights(self, actor: Any, weights: Mapping[PolicyID, Weights]) -> None:
-        """Sends weights to one worker."""
-        self.version += 1
+    def send_weights(self, actor: Any, weights: Mapping[PolicyID, Weights], version: int | None = None) -> None:
+        """Sends weights to one worker; the same ones to several workers as one object.
+
+        Args:
+            actor: the worker.
+            weights: by policy.
+            version: number of updates behind them; None: one more than those sent before.
+        """
+        self.version = self.version + 1 if version is None else max(self.version, version)
         if self.local is not None:
             self.local.set_weights(self.version, weights)
             return
@@ -299,7 +306,8 @@ class WorkerSet:
     def _put(self, weights: Mapping[PolicyID, Weights]) -> None:
         import ray
 
-        self._weights_ref = ray.put(jax.tree.map(np.asarray, dict(weights)))
+        if weights is not self._weights_put:
+            self._weights_put, self._weights_ref = weights, ray.put(jax.tree.map(np.asarray, dict(weights)))
 
     def _send_weights(self, place: _Place) -> None:
         place.weights_call = place.actor.set_weights.remote(self.version, self._weights_ref)
@@ -331,17 +339,24 @@ class WorkerSet:
 
     # ---- metrics
 
-    def pop_episodes(self, timeout_s: float | None = None) -> list[EpisodeRecord]:
+    def pop_episodes(
+        self, timeout_s: float | None = None, of_workers: Collection[int] | None = None
+    ) -> list[EpisodeRecord]:
         """Episodes that ended since the last call, worker by worker; `sampler_perf` is of the same time.
 
         Args:
             timeout_s: how long to wait for workers that are busy; what they owe comes with a later call. None:
                 `sample_timeout_s`. Episodes of a worker that died are lost.
+            of_workers: indices of the workers on actors whose episodes count; None: all.
         """
         if self.local is not None:
             popped = [self.local.pop_metrics()]
         else:
-            popped = [answer for _, answer in self._collect("pop_metrics", timeout_s)]
+            answers = self._collect("pop_metrics", timeout_s)
+            popped = [
+                (records if of_workers is None or place.index in of_workers else [], perf)
+                for place, (records, perf) in answers
+            ]
         self.sampler_perf = sampler_perf([perf for _, perf in popped])
         return [record for records, _ in popped for record in records]
 
