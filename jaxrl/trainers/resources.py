@@ -6,8 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from jaxrl.types import ConfigError
 
 # Ray takes a moment to notice that an actor has ended.
 FREE_CPUS_WITHIN_S = 20.0
+REACHABLE_WITHIN_S = 10.0
 
 
 def ensure_ray(address: str | None = None) -> bool:
@@ -25,18 +27,41 @@ def ensure_ray(address: str | None = None) -> bool:
 
     Args:
         address: of a cluster; None: `RAY_ADDRESS` if set, else a local one.
+
+    Raises:
+        ConfigError: nothing answers at the address.
     """
     if ray.is_initialized():
         return False
+    address = address or os.environ.get("RAY_ADDRESS")
+    check_reachable(address)
     # Ray would say at length that actors of this run see its warnings; errors still come through.
     ray.init(
-        address=address or os.environ.get("RAY_ADDRESS"),
-        include_dashboard=False if address is None and "RAY_ADDRESS" not in os.environ else None,
+        address=address,
+        include_dashboard=False if address is None else None,
         log_to_driver=False,
         logging_level=logging.ERROR,
         configure_logging=True,
     )
     return True
+
+
+def check_reachable(address: str | None) -> None:
+    """Checks that something listens at a cluster's address: Ray itself would try for minutes, and not be stopped.
+
+    Raises:
+        ConfigError: nothing does.
+    """
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return  # none, "auto" or "local": Ray finds it on this machine
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHABLE_WITHIN_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"Ray address {address!r}: nothing answers there ({error}). Check host and port (`ray start --head` prints "
+            "them), or leave the address out to run on this machine."
+        ) from error
 
 
 def shutdown_ray() -> None:
@@ -77,7 +102,9 @@ def with_worker_cpus(config: Any) -> Any:
     if group is not None:  # under Tune, the trial's own bundles: the driver's, then one a worker
         worker = next((b.get("CPU", 0.0) for b in group.bundle_specs[1:]), 0.0)
         return dataclasses.replace(config, num_cpus_per_worker=worker)
-    available = ray.cluster_resources().get("CPU", 0.0)
+    total = ray.cluster_resources()
+    available = total.get("CPU", 0.0)
+    check_other_resources(config, total)
     # Outside Tune the driver takes no slot of Ray's.
     _, worker = cpus_each(dataclasses.replace(config, num_cpus_for_driver=0.0), available)
     needed = worker * worker_count(config)
@@ -89,6 +116,31 @@ def with_worker_cpus(config: Any) -> Any:
         )
     _wait_for_cpus(needed)
     return dataclasses.replace(config, num_cpus_per_worker=worker)
+
+
+def check_other_resources(config: Any, total: Mapping[str, float], driver_gpus: float = 0.0) -> None:
+    """Checks that a cluster has the GPUs and custom resources that the workers ask for.
+
+    Args:
+        config: a CommonConfig.
+        total: the cluster's resources.
+        driver_gpus: asked for beside those of workers.
+
+    Raises:
+        ConfigError: with what was asked for, what there is and what is missing.
+    """
+    workers = worker_count(config)
+    asked = {"GPU": driver_gpus + config.num_gpus_per_worker * workers}
+    asked |= {name: amount * workers for name, amount in config.custom_resources_per_worker.items()}
+    missing = {name: amount for name, amount in asked.items() if amount > total.get(name, 0.0) + 1e-6}
+    if missing:
+        told = ", ".join(f"{amount:g} {name} (it has {total.get(name, 0.0):g})" for name, amount in missing.items())
+        raise ConfigError(
+            f"the run asks the cluster for {told}: num_gpus={driver_gpus:g}, {workers} workers with "
+            f"num_gpus_per_worker={config.num_gpus_per_worker:g} and "
+            f"custom_resources_per_worker={dict(config.custom_resources_per_worker)}. Lower them, or add nodes that "
+            "have them (`ray start --resources=...`)."
+        )
 
 
 def _wait_for_cpus(needed: float) -> None:
@@ -112,17 +164,15 @@ def placement(config: Any) -> tune.PlacementGroupFactory:
     """
     registry.publish_to_ray()
     total = ray.cluster_resources() if ray.is_initialized() else {"CPU": float(os.cpu_count() or 1)}
-    available, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    available = total.get("CPU", 0.0)
+    check_other_resources(config, total, config.num_gpus)
     driver, worker = cpus_each(config, available)
     workers = worker_count(config)
-    asked, asked_gpus = driver + worker * workers, config.num_gpus + config.num_gpus_per_worker * workers
-    if asked > available + 1e-6 or asked_gpus > gpus + 1e-6:
+    asked = driver + worker * workers
+    if asked > available + 1e-6:
         raise ConfigError(
-            f"a trial asks for {asked:g} CPUs and {asked_gpus:g} GPUs (driver {driver:g}, {workers} workers of "
-            f"{worker:g}); the "
-            f"cluster has {available:g} and {gpus:g}. Lower num_workers, num_cpus_per_worker or num_gpus, or leave "
-            "the CPUs at "
-            "'auto'."
+            f"a trial asks for {asked:g} CPUs (driver {driver:g}, {workers} workers of {worker:g}); the cluster has "
+            f"{available:g}. Lower num_workers or num_cpus_per_worker, or leave the CPUs at 'auto'."
         )
     own = {"CPU": driver, **({"GPU": config.num_gpus} if config.num_gpus else {})}
     each = {"CPU": worker, **({"GPU": config.num_gpus_per_worker} if config.num_gpus_per_worker else {})}

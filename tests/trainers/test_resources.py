@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pathlib
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -162,7 +163,7 @@ def test_cpus_that_fit(options: dict[str, Any], available: float, want: tuple[fl
 def test_cpus_that_cannot_fit(cluster: None) -> None:
     with pytest.raises(ConfigError, match=r"asks for 5 CPUs .*driver 1, 2 workers of 2.*cluster has 2"):
         PPOTrainer.default_resource_request({**TINY, "num_cpus_per_worker": 2, "num_cpus_for_driver": 1})
-    with pytest.raises(ConfigError, match="1 GPUs|and 1 GPU"):
+    with pytest.raises(ConfigError, match=r"1 GPU \(it has 0\)"):
         PPOTrainer.default_resource_request({**TINY, "num_gpus": 1})
     with pytest.raises(ConfigError, match="num_cpus_per_worker=2.0 x 2 workers asks for 4 CPUs; Ray has 2"):
         PPOTrainer(config={**TINY, "num_cpus_per_worker": 2})
@@ -200,3 +201,34 @@ def test_worker_sets_end_their_actors(trainer: Any) -> None:
 
     with pytest.raises(RayActorError):
         call_until_it_is_gone()
+
+
+def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, so that nobody else listens there, and not listening
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        for given in (address, f"ray://{address}"):
+            start = time.monotonic()
+            with pytest.raises(ConfigError, match=rf"{address}.*nothing answers.*ray start --head"):
+                resources.check_reachable(given)
+            assert time.monotonic() - start < 5
+        taken.listen()
+        resources.check_reachable(address)
+    for found_by_ray in (None, "auto", "local"):
+        resources.check_reachable(found_by_ray)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"num_gpus_per_worker": 1}, r"2 GPU \(it has 0\)"),
+        ({"custom_resources_per_worker": {"mujoco": 2}}, r"4 mujoco \(it has 0\)"),
+    ],
+)
+def test_what_the_cluster_lacks_is_told_before_anything_starts(options, told):
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match=told):
+        PPOTrainer(config={**TINY, **options})
+    with pytest.raises(ConfigError, match=told):
+        PPOTrainer.default_resource_request({**TINY, **options})
+    assert time.monotonic() - start < 10
