@@ -20,6 +20,7 @@ ALGORITHMS: Mapping[str, str] = {
     "PG": "jaxrl.algorithms.pg:PGTrainer",
     "A2C": "jaxrl.algorithms.a2c:A2CTrainer",
     "PPO": "jaxrl.algorithms.ppo:PPOTrainer",
+    "DDPPO": "jaxrl.algorithms.ddppo:DDPPOTrainer",
     "DQN": "jaxrl.algorithms.dqn:DQNTrainer",
     "SimpleQ": "jaxrl.algorithms.simple_q:SimpleQTrainer",
     "IQN": "jaxrl.algorithms.iqn:IQNTrainer",

@@ -88,6 +88,11 @@ def execution_plan(ctx: PlanContext) -> LocalIterator:
 def validate_config(config: PPOConfig) -> PPOConfig:
     """Fragments fill train batches exactly; the top-level `vf_share_layers` goes to the model."""
     check_batch_sizes(config)
+    return share_layers(config)
+
+
+def share_layers(config: Any) -> Any:
+    """The config whose model does what the top-level `vf_share_layers` says."""
     if config.vf_share_layers is None:
         return config
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vf_share_layers=config.vf_share_layers))
