@@ -19,7 +19,10 @@ KINDS = ("env", "model", "distribution", "exploration", "algorithm", "callbacks"
 ALGORITHMS: Mapping[str, str] = {
     "PG": "jaxrl.algorithms.pg:PGTrainer",
     "A2C": "jaxrl.algorithms.a2c:A2CTrainer",
+    "A3C": "jaxrl.algorithms.a3c:A3CTrainer",
+    "IMPALA": "jaxrl.algorithms.impala:IMPALATrainer",
     "PPO": "jaxrl.algorithms.ppo:PPOTrainer",
+    "APPO": "jaxrl.algorithms.appo:APPOTrainer",
     "DDPPO": "jaxrl.algorithms.ddppo:DDPPOTrainer",
     "DQN": "jaxrl.algorithms.dqn:DQNTrainer",
     "SimpleQ": "jaxrl.algorithms.simple_q:SimpleQTrainer",

@@ -62,6 +62,22 @@ RETIRED: Mapping[str, tuple[str, str]] = {
     "optimization": ("options are flat", "Use actor_lr, critic_lr and entropy_lr."),
     "_use_beta_distribution": ("a model's distribution has a name", 'Use model={"custom_action_dist": "beta"}.'),
     "_deterministic_loss": ("losses are pure functions of a key", "Remove it."),
+    "opt_type": (
+        "an optimiser has optax's name and arguments",
+        'Use optimizer="adam", or optimizer={"type": "rmsprop", "decay": 0.99, "eps": 0.1}.',
+    ),
+    "decay": ("it is an argument of RMSProp", 'Use optimizer={"type": "rmsprop", "decay": 0.99}.'),
+    "momentum": ("it is an argument of RMSProp", 'Use optimizer={"type": "rmsprop", "momentum": 0.9}.'),
+    "epsilon": ("it is an argument of the optimiser", 'Use optimizer={"type": "rmsprop", "eps": 0.1}.'),
+    "num_data_loader_buffers": ("the learner's thread takes batches from host memory", "Remove it."),
+    "learner_queue_timeout": (
+        "a learner's thread that fails ends the run with its own error, at once",
+        "Remove it; sample_timeout_s is for workers.",
+    ),
+    "after_train_step": (
+        "an update after each train batch is a pure function of the policy",
+        "Use build_policy(update_fn=..., target_fn=...).",
+    ),
     "logger_config": (
         "results go to one place, with or without Tune",
         "Remove it; Tune's storage_path or `jaxrl train --storage-path` says where.",

@@ -43,7 +43,7 @@ def test_registering_again_replaces():
 
 
 def test_unknown_names_give_the_nearest_and_the_list():
-    with pytest.raises(ConfigError, match=r"unknown algorithm 'PP0'; did you mean 'PPO'\?.*A2C, DDPG, DQN, .*PPO"):
+    with pytest.raises(ConfigError, match=r"unknown algorithm 'PP0'; did you mean 'PPO'\?.*A2C, A3C, .*DQN, .*PPO"):
         registry.resolve("algorithm", "PP0")
     with pytest.raises(ConfigError, match="did you mean 'PPO'"):
         registry.resolve("algorithm", "ppo")

@@ -78,7 +78,15 @@ class Learner:
         """One optimiser step."""
         self._state = self.policy.apply_gradients(self._state, grads)
 
-    def _checked(self, metrics: Mapping[str, Any], batch: SampleBatch) -> dict[str, float]:
+    def checked(self, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics of gradients that were computed elsewhere, as floats, beside the current coeffs.
+
+        Raises:
+            NonFiniteError: one is NaN or infinite, named.
+        """
+        return self._checked(metrics, None)
+
+    def _checked(self, metrics: Mapping[str, Any], batch: SampleBatch | None) -> dict[str, float]:
         values, coeffs = self._floats(metrics), self._floats(self._state.coeffs)
         # A term's own metric is the cause of a total or a norm that is not finite: those come last.
         order = sorted(
@@ -86,7 +94,7 @@ class Learner:
         )
         bad = next((name for name in order if not np.isfinite(values[name])), None)
         if bad is not None:
-            column = trees.first_nonfinite({name: batch[name] for name in batch})
+            column = None if batch is None else trees.first_nonfinite({name: batch[name] for name in batch})
             where = f"; the batch's column {column} is not finite either" if column is not None else ""
             shown = ", ".join(f"{name}={value:.4g}" for name, value in values.items())
             raise NonFiniteError(

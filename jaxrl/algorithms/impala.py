@@ -1,0 +1,144 @@
+"""IMPALA: importance-weighted actor-learner architecture (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561).
+
+Workers sample without pause by weights that are some updates old; the learner corrects for that by V-trace (section 4):
+
+    loss = -E[log pi(a_t | s_t) A_t] + c_v E[(V(s_t) - vs_t)^2] - c_e E[H(pi(s_t))]
+
+with V-trace's targets `vs_t` and advantages `A_t` under the current parameters (section 4.2). With `vtrace=False` it is
+A3C's loss, on advantages that workers estimate (GAE).
+
+Departures: means over the batch, not sums, so that the learning rate does not depend on its size; the value error is
+not halved; Adam by default (`optimizer={"type": "rmsprop", "decay": 0.99, "eps": 0.1}` is the paper's); truncated
+episodes bootstrap from their true successor; `lambda` discounts V-trace's traces (remark 2). Recurrent policies look
+along sequences of `max_seq_len` rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxrl import losses
+from jaxrl.config import option
+from jaxrl.execution.async_ops import learn_in_thread
+from jaxrl.execution.context import PlanContext
+from jaxrl.execution.iterators import LocalIterator
+from jaxrl.execution.metric_ops import StandardMetricsReporting
+from jaxrl.execution.replay_ops import MixInReplay
+from jaxrl.execution.rollout_ops import ConcatBatches, ParallelRollouts
+from jaxrl.policies import PolicyConfig, build_policy
+from jaxrl.schedules import Coeff
+from jaxrl.trainers import CommonConfig, build_trainer
+from jaxrl.trainers.support import Support
+from jaxrl.types import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IMPALAPolicyConfig(PolicyConfig):
+    """Options of IMPALA's policy."""
+
+    lr: Coeff = option(5e-4, "Learning rate, or a schedule [[t, value], ...].", traced=True)
+    grad_clip: float | None = option(40.0, "Clip the gradients' global norm to this; None: no clipping.", low=0)
+    vtrace: bool = option(True, "Correct by V-trace for the age of the weights that a row was sampled with.")
+    vtrace_clip_rho_threshold: Coeff = option(1.0, "Largest importance weight of a TD error; inf: any.", traced=True)
+    vtrace_clip_pg_rho_threshold: Coeff = option(
+        1.0, "Largest importance weight of a policy gradient; inf: any.", traced=True
+    )
+    vf_loss_coeff: Coeff = option(0.5, "Weight of the value loss.", traced=True)
+    entropy_coeff: Coeff = option(0.01, "Weight of the entropy bonus.", traced=True)
+    entropy_coeff_schedule: list | None = option(None, "Schedule of the entropy coefficient: [[t, value], ...].")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IMPALAConfig(IMPALAPolicyConfig, CommonConfig):
+    """Options of IMPALA."""
+
+    num_workers: int = option(2, "Rollout workers on Ray actors; 0: sample in-process and learn in turn.", low=0)
+    rollout_fragment_length: int | Literal["auto"] = option(50, "Steps of each environment per fragment, or 'auto'.")
+    train_batch_size: int = option(500, "Env steps of a train batch.", low=1)
+    timesteps_per_iteration: int = option(5000, "Env steps of an iteration at least; 0: one train batch.", low=0)
+    num_sgd_iter: int = option(1, "Times that each train batch is learned from.", low=1)
+    minibatch_buffer_size: int = option(
+        1, "Train batches that the learner's thread goes through in turn, num_sgd_iter times each.", low=1
+    )
+    learner_queue_size: int = option(16, "Train batches that wait for the learner's thread at most.", low=1)
+    max_sample_requests_in_flight_per_worker: int = option(2, "Fragments asked of each worker at a time.", low=1)
+    broadcast_interval: int = option(1, "Updates between broadcasts of weights to the workers.", low=1)
+    replay_proportion: float = option(0.0, "Fragments seen before to learn from again, for each new one.", low=0)
+    replay_buffer_num_slots: int = option(0, "Fragments kept for that.", low=0)
+
+
+IMPALAPolicy = build_policy(
+    "IMPALAPolicy",
+    loss_fn=losses.weighted_sum(
+        policy_loss=(
+            1.0,
+            losses.choose("vtrace", {True: losses.vtrace_policy_gradient(), False: losses.advantage_policy_gradient()}),
+        ),
+        vf_loss=(0.5, losses.choose("vtrace", {True: losses.vtrace_value_error(), False: losses.value_error()})),
+        entropy=(0.01, losses.entropy_bonus()),
+    ),
+    default_config=IMPALAPolicyConfig,
+)
+
+
+def execution_plan(ctx: PlanContext) -> LocalIterator:
+    """Sampling and learning side by side: fragments as they are ready, train batches to the learner's thread."""
+    config = ctx.config
+    rollouts = ParallelRollouts(ctx, mode="async", num_async=config.max_sample_requests_in_flight_per_worker)
+    mixed = rollouts.combine(
+        MixInReplay(config.replay_buffer_num_slots, config.replay_proportion, seed=config.seed or 0)
+    )
+    train_op = learn_in_thread(
+        ctx,
+        mixed.combine(ConcatBatches(config.train_batch_size)),
+        queue_size=config.learner_queue_size,
+        minibatch_buffer_size=config.minibatch_buffer_size,
+        broadcast_interval=config.broadcast_interval,
+    )
+    return StandardMetricsReporting(ctx, train_op)
+
+
+def validate_config(config: Any) -> None:
+    """Fragments fill train batches exactly, and what is replayed is kept.
+
+    Raises:
+        ConfigError: with the sizes that would fit.
+    """
+    size, fragment = config.train_batch_size, config.rollout_fragment_length * config.num_envs_per_worker
+    if config.batch_mode == "truncate_episodes" and size % fragment:
+        below, above = size - size % fragment, size - size % fragment + fragment
+        raise ConfigError(
+            f"config: train_batch_size={size} is no multiple of the {fragment} steps of a worker's fragment "
+            f"(rollout_fragment_length={config.rollout_fragment_length} x "
+            f"num_envs_per_worker={config.num_envs_per_worker}), which V-trace looks along as a whole; use "
+            f"{f'{below} or ' if below else ''}{above}, or another rollout_fragment_length."
+        )
+    if config.sgd_minibatch_size > size:
+        raise ConfigError(
+            f"config: sgd_minibatch_size={config.sgd_minibatch_size} is larger than train_batch_size={size}; lower it, "
+            "or 0 for whole batches."
+        )
+    if config.replay_proportion > 0 and config.replay_buffer_num_slots == 0:
+        raise ConfigError(
+            f"config: replay_proportion={config.replay_proportion} replays fragments, but replay_buffer_num_slots=0 "
+            "keeps none; give it room for some, 100 say."
+        )
+
+
+IMPALATrainer = build_trainer(
+    "IMPALATrainer",
+    default_policy=IMPALAPolicy,
+    default_config=IMPALAConfig,
+    execution_plan=execution_plan,
+    validate_config=validate_config,
+)
+
+SUPPORT = Support(
+    "importance-weighted actors and learner (V-trace)",
+    "https://arxiv.org/abs/1802.01561",
+    discrete=True,
+    continuous=True,
+    multi_agent=True,
+    recurrent=True,
+)
