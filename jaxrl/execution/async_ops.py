@@ -59,7 +59,7 @@ def TrainedBatches(thread: LearnerThread) -> LocalIterator:
     return Dequeue(thread.outqueue, check=check)
 
 
-def RecordTrained(ctx: PlanContext, thread: LearnerThread, broadcast_interval: int = 1) -> Operator:
+def RecordTrained(ctx: PlanContext, thread: LearnerThread, broadcast_interval: int | None = 1) -> Operator:
     """Counts what the thread has learned, and broadcasts its newest weights; gives `(batch, info)`.
 
     A worker that has not yet taken the last weights is passed over until the next time, so that however slow it is, no
@@ -69,14 +69,14 @@ def RecordTrained(ctx: PlanContext, thread: LearnerThread, broadcast_interval: i
     Args:
         ctx: the plan's context.
         thread: the learner thread.
-        broadcast_interval: updates between broadcasts.
+        broadcast_interval: updates between broadcasts; None: others send the weights.
     """
 
     def apply(state: Any, trained: Trained) -> tuple[Any, tuple[Any, Info]]:
         ctx.count_trained(trained.batch)
         ctx.learner_info.update(trained.info)
         version, weights = thread.published
-        if version - ctx.workers.version >= broadcast_interval:
+        if broadcast_interval is not None and version - ctx.workers.version >= broadcast_interval:
             ctx.workers.offer_weights(weights, version)
             ctx.counters[WEIGHT_BROADCASTS] += 1
         return state, (trained.batch, trained.info)

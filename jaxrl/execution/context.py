@@ -15,6 +15,7 @@ from jaxrl.types import PolicyID
 
 if TYPE_CHECKING:
     from jaxrl.execution.learner_thread import LearnerThread
+    from jaxrl.execution.sharded_replay import ShardedReplay
 
 STEPS_SAMPLED = "num_steps_sampled"
 STEPS_TRAINED = "num_steps_trained"
@@ -32,7 +33,7 @@ class PlanContext:
         counters: host counters by name, saved in checkpoints.
         timers: timers by name; never saved.
         learner_info: metrics of the last learning by policy.
-        memory: the replay memory of a plan that has one.
+        memory: the replay memory of a plan that has one; shards: one that lies in shards on actors.
         learner_thread: the thread of a plan that learns in one; else None, and the plan itself learns.
     """
 
@@ -42,6 +43,7 @@ class PlanContext:
         self.timers: dict[str, Timer] = {}
         self.learner_info: dict[PolicyID, dict[str, Any]] = {}
         self.memory: ReplayMemory | None = None
+        self.shards: ShardedReplay | None = None
         self.learner_thread: LearnerThread | None = None
 
     def fault_tolerance(self) -> dict[str, Any]:
@@ -67,9 +69,11 @@ class PlanContext:
             yield
 
     def stop(self) -> None:
-        """Ends the learner's thread, where there is one."""
+        """Ends the learner's thread and the replay shards, where there are any."""
         if self.learner_thread is not None:
             self.learner_thread.stop()
+        if self.shards is not None:
+            self.shards.stop()
 
     def sync_weights(self) -> None:
         """Evaluates the schedules of coeffs and broadcasts the learners' weights to the workers."""

@@ -115,7 +115,8 @@ def _block_on_refs(waits: Sequence[Wait], timeout: float) -> None:
     if len(waits) == 1:
         block(waits[0].refs, waits[0].need, timeout)
     else:
-        block([ref for wait in waits for ref in wait.refs], 1, timeout)
+        # Two nodes may wait for the same one.
+        block(list(dict.fromkeys(ref for wait in waits for ref in wait.refs)), 1, timeout)
 
 
 def _block_on(wait: Wait, timeout: float) -> None:

@@ -10,7 +10,7 @@ from jaxrl.exploration.catalog import make_exploration
 from jaxrl.exploration.epsilon_greedy import epsilon_greedy, per_worker_epsilon_greedy
 from jaxrl.exploration.exploration import Exploration
 from jaxrl.exploration.parameter_noise import parameter_noise
-from jaxrl.exploration.per_worker import per_worker, worker_value
+from jaxrl.exploration.per_worker import per_worker, worker_info, worker_value
 from jaxrl.exploration.random import random_actions
 from jaxrl.exploration.random_start import random_start
 from jaxrl.exploration.soft_q import soft_q
@@ -31,5 +31,6 @@ __all__ = [
     "random_start",
     "soft_q",
     "stochastic_sampling",
+    "worker_info",
     "worker_value",
 ]

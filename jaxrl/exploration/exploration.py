@@ -48,6 +48,7 @@ class Exploration(NamedTuple):
             refuses the exploration.
         coeffs: names and first values of the numbers that training may change (traced: no recompile).
         schedules: schedules over env steps of coeffs that change with them.
+        worker_coeff: the coeff in whose place each rollout worker has a constant of its own (`per_worker`), or None.
     """
 
     sample: SampleFn
@@ -57,6 +58,7 @@ class Exploration(NamedTuple):
     samples_policy: bool = False
     coeffs: Mapping[str, float] = {}
     schedules: Mapping[str, Schedule] = {}
+    worker_coeff: str | None = None
 
     @property
     def perturbs(self) -> bool:

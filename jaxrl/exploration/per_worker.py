@@ -68,4 +68,19 @@ def per_worker(exploration: Exploration, name: str) -> Exploration:
         actions, logp, inner = exploration.sample(dist, state.inner, key, t, own, explore)
         return actions, logp, state._replace(inner=inner)
 
-    return exploration._replace(init=init, sample=sample)
+    return exploration._replace(init=init, sample=sample, worker_coeff=name)
+
+
+def worker_info(
+    exploration: Exploration, coeffs: Mapping[str, Any], worker_index: int, num_workers: int
+) -> dict[str, float]:
+    """The coeffs by which one worker explores, by name: what results show of its exploration.
+
+    Args:
+        exploration: the exploration.
+        coeffs: the coeffs of its policy.
+        worker_index, num_workers: as of `worker_value`.
+    """
+    info = {name: float(coeffs[name]) for name in exploration.coeffs}
+    name, value = exploration.worker_coeff, worker_value(worker_index, num_workers)
+    return info if name is None or value is None else {**info, name: value}

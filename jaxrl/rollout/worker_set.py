@@ -287,13 +287,7 @@ class WorkerSet:
             self._send_weights(place)
 
     def send_weights(self, actor: Any, weights: Mapping[PolicyID, Weights], version: int | None = None) -> None:
-        """Sends weights to one worker; the same ones to several workers as one object.
-
-        Args:
-            actor: the worker.
-            weights: by policy.
-            version: number of updates behind them; None: one more than those sent before.
-        """
+        """Sends weights to one worker, with `version` updates behind them (None: one more than those sent before)."""
         self.version = self.version + 1 if version is None else max(self.version, version)
         if self.local is not None:
             self.local.set_weights(self.version, weights)
@@ -352,11 +346,9 @@ class WorkerSet:
         if self.local is not None:
             popped = [self.local.pop_metrics()]
         else:
+            chosen = range(1, self.config.num_workers + 1) if of_workers is None else of_workers
             answers = self._collect("pop_metrics", timeout_s)
-            popped = [
-                (records if of_workers is None or place.index in of_workers else [], perf)
-                for place, (records, perf) in answers
-            ]
+            popped = [(records if place.index in chosen else [], perf) for place, (records, perf) in answers]
         self.sampler_perf = sampler_perf([perf for _, perf in popped])
         return [record for records, _ in popped for record in records]
 

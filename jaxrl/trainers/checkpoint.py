@@ -96,8 +96,9 @@ def write(trainer: Any, directory: pathlib.Path) -> None:
     trees.write_arrays(directory / "arrays.safetensors", arrays)
     _write_json(directory / "state.json", structure)
     _write_json(directory / "config.json", config_lib.to_json(trainer.options))
-    if trainer.context.memory is not None:
-        trainer.context.memory.save(directory / "replay")
+    for memory in (trainer.context.memory, trainer.context.shards):
+        if memory is not None:
+            memory.save(directory / "replay")
     written = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "metadata.json")
     digests = {path.relative_to(directory).as_posix(): _digest(path) for path in written}
     metadata = {**_metadata(trainer), "sha256": digests}
@@ -159,10 +160,15 @@ def load(trainer: Any, directory: pathlib.Path) -> None:
     state = trees.decode(_read_json(directory / "state.json"), trees.read_arrays(directory / "arrays.safetensors"))
     memory = trainer.context.memory
     replayed = {} if memory is None else memory.load(directory / "replay")
+    shards = trainer.context.shards
+    if shards is not None:
+        shards.load(directory / "replay")
     with trainer.context.paused():
         _replace(trainer, state, directory)
     if memory is not None:
         memory.states = replayed
+    if shards is not None:
+        shards.restore()
 
 
 def _replace(trainer: Any, state: Mapping[str, Any], directory: pathlib.Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ray import tune
 
 from jaxrl import config as config_lib
+from jaxrl import registry
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.learner import Learner
@@ -354,8 +355,8 @@ class Trainer(tune.Trainable):
 
     @classmethod
     def name_of(cls) -> str:
-        """The algorithm's name, as in checkpoints and `--run`: the class's without 'Trainer'."""
-        return cls.__name__.removesuffix("Trainer")
+        """The algorithm's name, as in checkpoints and `--run`: the registered one, or the class's without 'Trainer'."""
+        return registry.name_of("algorithm", cls) or cls.__name__.removesuffix("Trainer")
 
     @property
     def name(self) -> str:
