@@ -1,4 +1,4 @@
-"""jaxrl as a contestant: `contestant_jaxrl.py throughput|solve|memory ...`, run as a child process."""
+"""jaxrl as a contestant: `contestant_jaxrl.py throughput|asynchronous|solve|memory ...`, run as a child process."""
 
 from __future__ import annotations
 
@@ -51,6 +51,23 @@ def throughput(reports: Reports, workers: int) -> None:
         serve(reports, work)
 
 
+def asynchronous(reports: Reports, algorithm: str) -> None:
+    """IMPALA or APPO: 2 workers, fragments of 50 steps of 5 environments, train batches of 500, else its defaults."""
+    from jaxrl import registry
+
+    options = {"env": "CartPole-v1", "num_workers": 2, "num_envs_per_worker": 5, "rollout_fragment_length": 50}
+    options |= {"train_batch_size": 500, "model": {"fcnet_hiddens": [64, 64]}, "seed": 0}
+    with registry.resolve("algorithm", algorithm)(config=options) as trainer:
+
+        def work(iterations: int) -> dict[str, Any]:
+            started, steps = time.perf_counter(), 0
+            for _ in range(iterations):
+                steps += trainer.train()["timesteps_this_iter"]
+            return {"steps_per_s": steps / (time.perf_counter() - started)}
+
+        serve(reports, work)
+
+
 def solve(reports: Reports, seed: int, max_steps: int) -> None:
     import yaml
 
@@ -80,7 +97,8 @@ def memory(reports: Reports, workers: int, seconds: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=("throughput", "solve", "memory"))
+    parser.add_argument("mode", choices=("throughput", "asynchronous", "solve", "memory"))
+    parser.add_argument("--algorithm", default="IMPALA", help="of asynchronous")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, default=100_000)
@@ -88,6 +106,8 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.mode == "throughput":
         throughput(Reports(), arguments.workers)
+    elif arguments.mode == "asynchronous":
+        asynchronous(Reports(), arguments.algorithm)
     elif arguments.mode == "solve":
         solve(Reports(), arguments.seed, arguments.max_steps)
     else:

@@ -22,7 +22,7 @@ def measure(options: Options) -> Row:
     commands = {"jaxrl": (script("contestant_jaxrl.py", "throughput", "--workers", "2"), {"RAY_ADDRESS": "local"})}
     notes = []
     if has_peer("ray.rllib"):
-        commands["RLlib"] = (peer_script("contestant_rllib.py"), {})
+        commands["RLlib"] = (peer_script("contestant_rllib.py", "ppo"), {})
     else:
         notes.append(missing_note("ray.rllib"))
     results = alternate_children(

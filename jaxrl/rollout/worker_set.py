@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -186,6 +186,14 @@ class WorkerSet:
     def apply(self, fn: Callable[..., Any], *args: Any) -> list[Any]:
         """`fn(worker, *args)` on every sampling worker."""
         return self.foreach_worker("apply", fn, *args)
+
+    def weights_taken(self, actors: Sequence[Any]) -> list[Any]:
+        """References that are ready once these actors have the weights last sent to them.
+
+        For whoever else is to ask them for experience: Ray keeps the order of one caller's calls, not of several's.
+        """
+        calls = [place.weights_call for place in self._places if any(place.actor is actor for actor in actors)]
+        return [call for call in calls if call is not None]
 
     # ---- faults
 
