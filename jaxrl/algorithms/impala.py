@@ -20,12 +20,13 @@ from typing import Any, Literal
 
 from jaxrl import losses
 from jaxrl.config import option
+from jaxrl.execution.aggregation import AggregatedRollouts
 from jaxrl.execution.async_ops import learn_in_thread
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.metric_ops import StandardMetricsReporting
 from jaxrl.execution.replay_ops import MixInReplay
-from jaxrl.execution.rollout_ops import ConcatBatches, ParallelRollouts
+from jaxrl.execution.rollout_ops import ConcatBatches
 from jaxrl.policies import PolicyConfig, build_policy
 from jaxrl.schedules import Coeff
 from jaxrl.trainers import CommonConfig, build_trainer
@@ -63,6 +64,9 @@ class IMPALAConfig(IMPALAPolicyConfig, CommonConfig):
     )
     learner_queue_size: int = option(16, "Train batches that wait for the learner's thread at most.", low=1)
     max_sample_requests_in_flight_per_worker: int = option(2, "Fragments asked of each worker at a time.", low=1)
+    num_aggregation_workers: int = option(
+        0, "Actors between workers and learner that join fragments to train batches; 0: the plan itself does.", low=0
+    )
     broadcast_interval: int = option(1, "Updates between broadcasts of weights to the workers.", low=1)
     replay_proportion: float = option(0.0, "Fragments seen before to learn from again, for each new one.", low=0)
     replay_buffer_num_slots: int = option(0, "Fragments kept for that.", low=0)
@@ -85,13 +89,16 @@ IMPALAPolicy = build_policy(
 def execution_plan(ctx: PlanContext) -> LocalIterator:
     """Sampling and learning side by side: fragments as they are ready, train batches to the learner's thread."""
     config = ctx.config
-    rollouts = ParallelRollouts(ctx, mode="async", num_async=config.max_sample_requests_in_flight_per_worker)
-    mixed = rollouts.combine(
-        MixInReplay(config.replay_buffer_num_slots, config.replay_proportion, seed=config.seed or 0)
+    mix = MixInReplay(config.replay_buffer_num_slots, config.replay_proportion, seed=config.seed or 0)
+    batches = AggregatedRollouts(
+        ctx,
+        [mix, ConcatBatches(config.train_batch_size)],
+        num_aggregators=config.num_aggregation_workers,
+        num_async=config.max_sample_requests_in_flight_per_worker,
     )
     train_op = learn_in_thread(
         ctx,
-        mixed.combine(ConcatBatches(config.train_batch_size)),
+        batches,
         queue_size=config.learner_queue_size,
         minibatch_buffer_size=config.minibatch_buffer_size,
         broadcast_interval=config.broadcast_interval,
@@ -113,6 +120,11 @@ def validate_config(config: Any) -> None:
             f"(rollout_fragment_length={config.rollout_fragment_length} x "
             f"num_envs_per_worker={config.num_envs_per_worker}), which V-trace looks along as a whole; use "
             f"{f'{below} or ' if below else ''}{above}, or another rollout_fragment_length."
+        )
+    if config.num_aggregation_workers > config.num_workers:
+        raise ConfigError(
+            f"config: num_aggregation_workers={config.num_aggregation_workers} is more than "
+            f"num_workers={config.num_workers}; each needs a worker of its own at least."
         )
     if config.sgd_minibatch_size > size:
         raise ConfigError(

@@ -18,7 +18,7 @@ from jaxrl.execution.parallel import from_actors
 from jaxrl.execution.rollout_ops import STAMP_VERSION, Batch, ParallelRollouts
 from jaxrl.execution.shards import Member, ShardFailure, ShardStep
 from jaxrl.rollout.failures import describe, logger
-from jaxrl.types import ConfigError, WorkerError
+from jaxrl.types import WorkerError
 
 # What an aggregator owes is late only after a worker of its own is.
 _MARGIN_S = 30.0
@@ -36,11 +36,8 @@ def AggregatedRollouts(
     Args:
         ctx: the plan's context.
         operators: such as `MixInReplay` and `ConcatBatches`, without state that has to be saved.
-        num_aggregators: actors; 0: none.
+        num_aggregators: actors, no more than workers; 0: none.
         num_async: requests in flight for each worker.
-
-    Raises:
-        ConfigError: more aggregators than workers.
 
     Examples:
         >>> batches = AggregatedRollouts(ctx, [ConcatBatches(500)], num_aggregators=2)
@@ -52,11 +49,6 @@ def AggregatedRollouts(
         for operator in operators:
             batches = batches.combine(operator)
         return batches
-    if num_aggregators > len(ctx.workers.actors):
-        raise ConfigError(
-            f"config: num_aggregation_workers={num_aggregators} is more than num_workers={len(ctx.workers.actors)}; "
-            "each needs a worker of its own at least."
-        )
     tree = _Tree(ctx, num_aggregators, num_async)
     timeout = ctx.config.sample_timeout_s
     joined = from_actors(tree.start(), name="AggregatedRollouts").combine(_joint(operators))
