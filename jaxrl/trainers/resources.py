@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,14 +36,17 @@ def ensure_ray(address: str | None = None) -> bool:
         return False
     address = address or os.environ.get("RAY_ADDRESS")
     check_reachable(address)
-    # Ray would say at length that actors of this run see its warnings; errors still come through.
-    ray.init(
-        address=address,
-        include_dashboard=False if address is None else None,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
+    with warnings.catch_warnings():
+        # Ray's processes are forked and replaced by their own program at once, so that no thread of JAX's is missed.
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        # Ray would say at length that actors of this run see its warnings; errors still come through.
+        ray.init(
+            address=address,
+            include_dashboard=False if address is None else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+        )
     return True
 
 
