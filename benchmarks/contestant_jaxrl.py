@@ -29,6 +29,16 @@ CONFIG: dict[str, Any] = {
     "model": {"fcnet_hiddens": [64, 64]},
     "seed": 0,
 }
+# What IMPALA and APPO run.
+ASYNCHRONOUS: dict[str, Any] = {
+    "env": "CartPole-v1",
+    "num_workers": 2,
+    "num_envs_per_worker": 5,
+    "rollout_fragment_length": 50,
+    "train_batch_size": 500,
+    "model": {"fcnet_hiddens": [64, 64]},
+    "seed": 0,
+}
 TUNED_EXAMPLE = pathlib.Path(__file__).resolve().parent.parent / "tuned_examples" / "ppo" / "cartpole-ppo.yaml"
 
 
@@ -55,9 +65,7 @@ def asynchronous(reports: Reports, algorithm: str) -> None:
     """IMPALA or APPO: 2 workers, fragments of 50 steps of 5 environments, train batches of 500, else its defaults."""
     from jaxrl import registry
 
-    options = {"env": "CartPole-v1", "num_workers": 2, "num_envs_per_worker": 5, "rollout_fragment_length": 50}
-    options |= {"train_batch_size": 500, "model": {"fcnet_hiddens": [64, 64]}, "seed": 0}
-    with registry.resolve("algorithm", algorithm)(config=options) as trainer:
+    with registry.resolve("algorithm", algorithm)(config=ASYNCHRONOUS) as trainer:
 
         def work(iterations: int) -> dict[str, Any]:
             started, steps = time.perf_counter(), 0
@@ -84,21 +92,28 @@ def solve(reports: Reports, seed: int, max_steps: int) -> None:
         reports.send(solved=bool(solved), seconds=time.perf_counter() - started, steps=int(result["timesteps_total"]))
 
 
-def memory(reports: Reports, workers: int, seconds: float) -> None:
-    from jaxrl.algorithms.ppo import PPOTrainer
+def memory(reports: Reports, algorithm: str, workers: int, seconds: float) -> None:
+    """Trains for a while; reports the steps, and the files that Ray's object store spilled to disk."""
+    from jaxrl import registry
 
-    with PPOTrainer(config={**CONFIG, **worker_options(workers)}) as trainer:
+    options = {**CONFIG, **worker_options(workers)} if algorithm == "PPO" else ASYNCHRONOUS
+    with registry.resolve("algorithm", algorithm)(config=options) as trainer:
         reports.send(ready=True)
         until, steps = time.monotonic() + seconds, 0
         while time.monotonic() < until:
             steps = int(trainer.train()["timesteps_total"])
-        reports.send(steps=steps)
+        reports.send(steps=steps, spilled=spilled_files() if workers else 0)
+
+
+def spilled_files() -> int:
+    session = pathlib.Path("/tmp/ray/session_latest").resolve()
+    return sum(path.is_file() for path in session.glob("*spill*/**/*"))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("mode", choices=("throughput", "asynchronous", "solve", "memory"))
-    parser.add_argument("--algorithm", default="IMPALA", help="of asynchronous")
+    parser.add_argument("--algorithm", default="PPO", help="of asynchronous and memory")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max-steps", type=int, default=100_000)
@@ -111,4 +126,4 @@ if __name__ == "__main__":
     elif arguments.mode == "solve":
         solve(Reports(), arguments.seed, arguments.max_steps)
     else:
-        memory(Reports(), arguments.workers, arguments.seconds)
+        memory(Reports(), arguments.algorithm, arguments.workers, arguments.seconds)

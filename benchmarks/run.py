@@ -17,7 +17,8 @@ from measuring import HERE, Options, Row, load, machine, versions
 
 NAMES = (
     "ppo_throughput", "ppo_workers", "time_to_solve", "learner", "sampling", "ppo_pong", "dqn_throughput", "dqn_solve",
-    "sac_throughput", "sac_solve", "replay", "asynchronous", "gather", "weights", "images", "import_time", "memory",
+    "sac_throughput", "sac_solve", "replay", "asynchronous", "gather", "weights", "images", "import_time",
+    "memory", "memory_async",
 )  # fmt: skip
 RESULTS, README = HERE / "results.json", HERE / "README.md"
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
