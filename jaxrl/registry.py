@@ -25,10 +25,12 @@ ALGORITHMS: Mapping[str, str] = {
     "APPO": "jaxrl.algorithms.appo:APPOTrainer",
     "DDPPO": "jaxrl.algorithms.ddppo:DDPPOTrainer",
     "DQN": "jaxrl.algorithms.dqn:DQNTrainer",
+    "APEX": "jaxrl.algorithms.apex_dqn:ApexDQNTrainer",
     "SimpleQ": "jaxrl.algorithms.simple_q:SimpleQTrainer",
     "IQN": "jaxrl.algorithms.iqn:IQNTrainer",
     "R2D2": "jaxrl.algorithms.r2d2:R2D2Trainer",
     "DDPG": "jaxrl.algorithms.ddpg:DDPGTrainer",
+    "APEX_DDPG": "jaxrl.algorithms.apex_ddpg:ApexDDPGTrainer",
     "TD3": "jaxrl.algorithms.td3:TD3Trainer",
     "SAC": "jaxrl.algorithms.sac:SACTrainer",
 }

@@ -51,7 +51,7 @@ class Intensity:
     @property
     def may_sample(self) -> bool:
         """Whether sampling is not too far ahead."""
-        return self.due < self.slack
+        return self.ratio is None or self.due < self.slack
 
     @property
     def may_replay(self) -> bool:
