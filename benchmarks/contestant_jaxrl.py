@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from child import Reports, serve
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 # What all contestants of the throughput rows run: 8 environments x 128 steps, 4 epochs of minibatches of 256, separate
 # networks of two layers of 64 with tanh, and the numbers that stable-baselines3 has as defaults.
@@ -92,11 +93,25 @@ def solve(reports: Reports, seed: int, max_steps: int) -> None:
         reports.send(solved=bool(solved), seconds=time.perf_counter() - started, steps=int(result["timesteps_total"]))
 
 
+class PausingCartPole(CartPoleEnv):
+    """CartPole as slow as a small simulator: memory is watched for an hour beside whatever else the machine does."""
+
+    def __init__(self, config: Any = None):
+        del config
+        super().__init__()
+
+    def step(self, action: Any) -> Any:
+        time.sleep(0.0005)
+        return super().step(action)
+
+
 def memory(reports: Reports, algorithm: str, workers: int, seconds: float) -> None:
     """Trains for a while; reports the steps, and the files that Ray's object store spilled to disk."""
     from jaxrl import registry
 
-    options = {**CONFIG, **worker_options(workers)} if algorithm == "PPO" else ASYNCHRONOUS
+    options = {**CONFIG, **worker_options(workers)}
+    if algorithm == "IMPALA":
+        options = {**ASYNCHRONOUS, "env": PausingCartPole}
     with registry.resolve("algorithm", algorithm)(config=options) as trainer:
         reports.send(ready=True)
         until, steps = time.monotonic() + seconds, 0
