@@ -21,6 +21,7 @@ RETIRED: Mapping[str, tuple[str, str]] = {
     ),
     "tf_session_args": (_NO_SESSIONS, f"Remove it; {_ENV_VARS}."),
     "local_tf_session_args": (_NO_SESSIONS, f"Remove it; {_ENV_VARS}."),
+    "truncate_episodes": ("RLlib wrote it twice", 'Use batch_mode="truncate_episodes".'),
     "sample_batch_size": ("RLlib renamed it", "Use rollout_fragment_length."),
     "no_done_at_end": (
         "ends by time limit are truncations, which bootstrap, and never terminations",

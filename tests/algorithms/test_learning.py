@@ -21,6 +21,7 @@ HELD_TO = [
     "ppo/stateless-cartpole-ppo-lstm",
     "ppo/multi-agent-cartpole-ppo",
     "ppo/two-policy-cartpole-ppo",
+    "ddppo/cartpole-ddppo",
     "a2c/cartpole-a2c",
     "a2c/cartpole-a2c-microbatch",
     "pg/cartpole-pg",
