@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -230,7 +231,9 @@ def UpdateShardPriorities(ctx: PlanContext, shards: ShardedReplay, *, eps: float
     return Operator("UpdateShardPriorities", apply, host_only=True)
 
 
-def UpdateWorkerWeights(ctx: PlanContext, thread: LearnerThread, max_weight_sync_delay: int) -> Operator:
+def UpdateWorkerWeights(
+    ctx: PlanContext, thread: LearnerThread, max_weight_sync_delay: int, ages: deque[int]
+) -> Operator:
     """Sends the learner's newest weights to a worker once it has sampled `max_weight_sync_delay` env steps.
 
     Takes `(worker, Fragment)`, gives the fragment. Coeffs with schedules go along as they are at that time, also before
@@ -240,12 +243,14 @@ def UpdateWorkerWeights(ctx: PlanContext, thread: LearnerThread, max_weight_sync
         ctx: the plan's context.
         thread: the learner's thread.
         max_weight_sync_delay: env steps of a worker between the weights that it is sent.
+        ages: how many updates old the weights were by which each of the last fragments was sampled.
     """
     newest: list[tuple[Any, dict[PolicyID, Weights]]] = [(None, {})]
 
     def apply(since: dict[int, int], item: tuple[Any, Fragment]) -> tuple[dict[int, int], Fragment]:
         worker, fragment = item
         index = fragment.worker_index
+        ages.append(max(0, thread.version - fragment.version))
         steps = since.get(index, 0) + fragment.env_steps
         if steps < max_weight_sync_delay or worker is None:
             return {**since, index: steps}, fragment
@@ -297,10 +302,17 @@ def CountTargetUpdates(ctx: PlanContext, rows: int) -> Operator:
     return Operator("CountTargetUpdates", apply, host_only=True, counters=(NUM_TARGET_UPDATES, LAST_TARGET_UPDATE_TS))
 
 
-def ReportShards(ctx: PlanContext, shards: ShardedReplay) -> Operator:
-    """Adds to each result what every shard holds, and by which coeffs every worker explores.
+def ReportShards(ctx: PlanContext, shards: ShardedReplay, ages: deque[int]) -> Operator:
+    """Adds to each result what every shard holds, how old the workers' weights are, and how every worker explores.
 
-    `info["replay_shard_0"]` has rows and bytes by policy, `info["exploration_infos"]` an entry for each worker.
+    `info["replay_shard_0"]` has rows and bytes by policy, `info["exploration_infos"]` the coeffs of each worker's
+    exploration, `info["weights_age_mean"]` the updates between the weights that fragments were sampled by and the
+    newest ones when they came.
+
+    Args:
+        ctx: the plan's context.
+        shards: the replay memory.
+        ages: as of `UpdateWorkerWeights`.
     """
 
     def apply(state: Any, result: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -313,6 +325,7 @@ def ReportShards(ctx: PlanContext, shards: ShardedReplay) -> Operator:
             {pid: worker_info(learners[pid].policy.spec.exploration, coeffs[pid], i, count) for pid in learners}
             for i in range(1, count + 1)
         ]
+        info["weights_age_mean"] = sum(ages) / len(ages) if ages else 0.0
         return state, result
 
     return Operator("ReportShards", apply, host_only=True)

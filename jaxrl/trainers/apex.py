@@ -11,6 +11,7 @@ The learner's thread and the actors each go at their own pace; what is on its wa
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,7 +88,8 @@ def execution_plan(ctx: PlanContext) -> LocalIterator:
     rollouts = ParallelRollouts(ctx, mode="raw").for_each(PRIORITIZE)
     fragments = rollouts.gather_async(num_async=ROLLOUTS_IN_FLIGHT, **ctx.fault_tolerance())
     stored = StoreToShards(ctx, fragments, shards, intensity).zip_with_source_actor()
-    stored = stored.for_each(UpdateWorkerWeights(ctx, thread, config.max_weight_sync_delay))
+    ages: deque[int] = deque(maxlen=100)
+    stored = stored.for_each(UpdateWorkerWeights(ctx, thread, config.max_weight_sync_delay, ages))
 
     replayed = ReplayFromShards(ctx, shards, config.train_batch_size, thread, intensity, beta=beta)
     replayed = replayed.for_each(Enqueue(thread.inqueue))
@@ -102,7 +104,7 @@ def execution_plan(ctx: PlanContext) -> LocalIterator:
     all_three = Concurrently([stored, replayed, trained], mode="async", output_indexes=[2])
     # Episodes of the workers that explore least, as RLlib does: a third of them, at least one.
     least_exploring = range(config.num_workers - -(-config.num_workers // 3) + 1, config.num_workers + 1)
-    return StandardMetricsReporting(ctx, all_three, least_exploring).for_each(ReportShards(ctx, shards))
+    return StandardMetricsReporting(ctx, all_three, least_exploring).for_each(ReportShards(ctx, shards, ages))
 
 
 def make_shard_buffer(config: Any) -> Any:

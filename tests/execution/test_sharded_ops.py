@@ -1,9 +1,11 @@
 """Operators with a sharded replay memory: back-pressure, the ratio of learning to sampling, what goes where."""
 
 import queue
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -110,7 +112,7 @@ def fragments(count=10**6, **options):
 
 def thread(size=4):
     published = (3, {PID: Weights("params", {"scale": 0.7, "lr": 0.1})})
-    made: Any = SimpleNamespace(inqueue=queue.Queue(size), published=published)
+    made: Any = SimpleNamespace(inqueue=queue.Queue(size), published=published, version=3)
     return made
 
 
@@ -223,7 +225,8 @@ def test_priorities_go_where_the_batch_came_from():
 
 def test_each_worker_gets_weights_after_so_many_of_its_own_steps():
     ctx, learner = context(), thread()
-    operator = UpdateWorkerWeights(ctx, learner, 25)
+    ages: deque[int] = deque()
+    operator = UpdateWorkerWeights(ctx, learner, 25, ages)
     state = operator.init()
     for step in range(6):
         for worker in (1, 2):
@@ -233,6 +236,7 @@ def test_each_worker_gets_weights_after_so_many_of_its_own_steps():
     assert [worker for worker, _, _ in ctx.workers.sent] == ["actor 1", "actor 2", "actor 1"]
     assert all(version == 3 for _, _, version in ctx.workers.sent)
     assert ctx.counters["num_weight_syncs"] == 3
+    assert set(ages) == {2}  # sampled by the weights after one update, and there have been three
     # Schedules go on also while nothing is learned; what no schedule moves stays.
     scales = [float(weights[PID].coeffs["scale"]) for _, weights, _ in ctx.workers.sent]
     np.testing.assert_allclose(scales, [0.6, 0.2, 0.1], atol=1e-6)
@@ -241,7 +245,7 @@ def test_each_worker_gets_weights_after_so_many_of_its_own_steps():
 
 def test_workers_that_get_the_same_weights_get_the_same_object():
     ctx = context()
-    operator = UpdateWorkerWeights(ctx, thread(), 0)
+    operator = UpdateWorkerWeights(ctx, thread(), 0, deque())
     state = operator.init()
     for worker in (1, 2):
         state, _ = operator.apply(state, (f"actor {worker}", fragment(worker=worker)))
@@ -261,14 +265,12 @@ def test_target_updates_are_counted_by_rows_trained():
 
 
 def test_results_show_every_shard_and_how_every_worker_explores():
-    import gymnasium
-
     ctx = context(num_workers=2)
     spec = ctx.learners[PID].policy.spec
     spec.exploration = per_worker_epsilon_greedy(gymnasium.spaces.Discrete(2))
     spec.schedules = dict(spec.exploration.schedules)
-    result = ReportShards(ctx, as_any(FakeShards())).apply((), {"info": {}})[1]
+    result = ReportShards(ctx, as_any(FakeShards()), deque([1, 4])).apply((), {"info": {}})[1]
     assert result["info"]["replay_shard_0"] == {PID: {"size": 5, "size_bytes": 100}}
-    assert result["info"]["replay_shard_1"] == {}
+    assert result["info"]["replay_shard_1"] == {} and result["info"]["weights_age_mean"] == 2.5
     epsilons = [info[PID]["epsilon"] for info in result["info"]["exploration_infos"]]
     np.testing.assert_allclose(epsilons, [0.4, 0.4**8])
