@@ -59,11 +59,18 @@ class APPOConfig(APPOPolicyConfig, impala.IMPALAConfig):
     replay_buffer_num_slots: int = option(100, "Fragments kept for replay.", low=0)
 
 
+def _policy_loss(standardized: bool) -> losses.Term:
+    terms = {
+        True: losses.vtrace_surrogate(clip_param=0.4, standardized=standardized),
+        False: losses.clipped_surrogate(clip_param=0.4, standardized=standardized),
+    }
+    return losses.choose("vtrace", terms)
+
+
 def _loss(**more: Any) -> losses.Term:
-    surrogate = {True: losses.vtrace_surrogate(), False: losses.clipped_surrogate(clip_param=0.4)}
     value = {True: losses.vtrace_value_error(target_policy=True), False: losses.value_error()}
     return losses.weighted_sum(
-        policy_loss=(1.0, losses.choose("vtrace", surrogate)),
+        policy_loss=(1.0, losses.choose("standardize_advantages", {yes: _policy_loss(yes) for yes in (True, False)})),
         vf_loss=(0.5, losses.choose("vtrace", value)),
         entropy=(0.01, losses.entropy_bonus()),
         **more,

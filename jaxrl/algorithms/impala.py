@@ -45,6 +45,9 @@ class IMPALAPolicyConfig(PolicyConfig):
     vtrace_clip_pg_rho_threshold: Coeff = option(
         1.0, "Largest importance weight of a policy gradient; inf: any.", traced=True
     )
+    standardize_advantages: bool = option(
+        False, "Shift and scale advantages to mean 0 and deviation 1 in each gradient step."
+    )
     vf_loss_coeff: Coeff = option(0.5, "Weight of the value loss.", traced=True)
     entropy_coeff: Coeff = option(0.01, "Weight of the entropy bonus.", traced=True)
     entropy_coeff_schedule: list | None = option(None, "Schedule of the entropy coefficient: [[t, value], ...].")
@@ -72,13 +75,18 @@ class IMPALAConfig(IMPALAPolicyConfig, CommonConfig):
     replay_buffer_num_slots: int = option(0, "Fragments kept for that.", low=0)
 
 
+def _policy_loss(standardized: bool) -> losses.Term:
+    terms = {
+        True: losses.vtrace_policy_gradient(standardized=standardized),
+        False: losses.advantage_policy_gradient(standardized=standardized),
+    }
+    return losses.choose("vtrace", terms)
+
+
 IMPALAPolicy = build_policy(
     "IMPALAPolicy",
     loss_fn=losses.weighted_sum(
-        policy_loss=(
-            1.0,
-            losses.choose("vtrace", {True: losses.vtrace_policy_gradient(), False: losses.advantage_policy_gradient()}),
-        ),
+        policy_loss=(1.0, losses.choose("standardize_advantages", {yes: _policy_loss(yes) for yes in (True, False)})),
         vf_loss=(0.5, losses.choose("vtrace", {True: losses.vtrace_value_error(), False: losses.value_error()})),
         entropy=(0.01, losses.entropy_bonus()),
     ),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.losses.algebra import Term, coeff, term
-from jaxrl.losses.statistics import MAX_LOG_RATIO, clamp
+from jaxrl.losses.statistics import MAX_LOG_RATIO, clamp, standardize
 from jaxrl.types import Array, LearnOutput, LossContext, Params
 
 
@@ -35,12 +35,15 @@ def reinforce() -> Term:
     return term(reinforce)
 
 
-def advantage_policy_gradient() -> Term:
+def advantage_policy_gradient(*, standardized: bool = False) -> Term:
     """Advantage actor-critic's policy term, `-mean(log pi(a_t | s_t) * stop_gradient(A_t))`.
 
     Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 4. The value of `reinforce`, but safe where the
     advantages depend on the parameters (a critic evaluated within the loss). A mean over rows, where RLlib's A3C
     takes a sum: the learning rate does not depend on the batch size.
+
+    Args:
+        standardized: advantages are shifted and scaled to mean 0 and deviation 1 over the (mini)batch.
 
     Returns:
         A term reading `obs`, `actions` and `advantages`.
@@ -50,12 +53,14 @@ def advantage_policy_gradient() -> Term:
         log_prob = ctx.forward(params, batch).dist.log_prob(batch["actions"])
         advantages = jax.lax.stop_gradient(batch["advantages"])
         chex.assert_equal_shape([log_prob, advantages])
+        if standardized:
+            advantages = standardize(advantages, batch.get("mask"))
         return -batch.mean(log_prob * advantages)
 
     return term(advantage_policy_gradient)
 
 
-def clipped_surrogate(clip_param: float = 0.3) -> Term:
+def clipped_surrogate(clip_param: float = 0.3, *, standardized: bool = False) -> Term:
     """PPO's clipped surrogate objective, negated.
 
     Schulman et al. 2017, https://arxiv.org/abs/1707.06347, equation 7:
@@ -63,6 +68,7 @@ def clipped_surrogate(clip_param: float = 0.3) -> Term:
 
     Args:
         clip_param: half-width of the ratio's range; a coeff.
+        standardized: as of `advantage_policy_gradient`.
 
     Returns:
         A term reading `obs`, `actions`, `action_logp` and `advantages`.
@@ -72,6 +78,8 @@ def clipped_surrogate(clip_param: float = 0.3) -> Term:
         log_prob = ctx.forward(params, batch).dist.log_prob(batch["actions"])
         log_prob_old, advantages = jax.lax.stop_gradient((batch["action_logp"], batch["advantages"]))
         chex.assert_equal_shape([log_prob, log_prob_old, advantages])
+        if standardized:
+            advantages = standardize(advantages, batch.get("mask"))
         clip = coeff(ctx, "clip_param")
         ratio = jnp.exp(clamp(log_prob - log_prob_old, -jnp.inf, MAX_LOG_RATIO))
         unclipped, clipped = ratio * advantages, clamp(ratio, 1.0 - clip, 1.0 + clip) * advantages

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxrl.losses.algebra import Term, coeff, sequence_term, term
 from jaxrl.losses.returns import check_rows, reverse_recursion
-from jaxrl.losses.statistics import MAX_LOG_RATIO, clamp
+from jaxrl.losses.statistics import MAX_LOG_RATIO, clamp, standardize
 from jaxrl.losses.value import reduce_error
 from jaxrl.types import Array, LearnOutput, LossContext, LossError, Params
 
@@ -116,7 +116,9 @@ def _capped(rho_t: Array, threshold: Any) -> Array:
     return rho_t if threshold is None else clamp(rho_t, -jnp.inf, threshold)
 
 
-def vtrace_policy_gradient(vtrace_clip_rho_threshold: float = 1.0, vtrace_clip_pg_rho_threshold: float = 1.0) -> Term:
+def vtrace_policy_gradient(
+    vtrace_clip_rho_threshold: float = 1.0, vtrace_clip_pg_rho_threshold: float = 1.0, *, standardized: bool = False
+) -> Term:
     """IMPALA's policy gradient, `-mean(log pi(a_t | s_t) * stop_gradient(A_t))` with V-trace's advantages.
 
     Espeholt et al. 2018, https://arxiv.org/abs/1802.01561, section 4.2. A mean over rows, where the paper and RLlib
@@ -126,18 +128,22 @@ def vtrace_policy_gradient(vtrace_clip_rho_threshold: float = 1.0, vtrace_clip_p
     Args:
         vtrace_clip_rho_threshold: largest weight of a TD error, inf for none; a coeff.
         vtrace_clip_pg_rho_threshold: largest weight of a row's gradient, inf for none; a coeff.
+        standardized: advantages are shifted and scaled to mean 0 and deviation 1 over the (mini)batch.
 
     Returns:
         A term over whole columns, reading `obs`, `actions`, `action_logp`, `rewards`, `terminateds`, `truncateds` and
-        what successors are made of; its metrics `mean_rho` and `clipped_rho` are the mean importance weight and the
-        share of rows whose weight is clipped.
+        what successors are made of; its metrics `mean_rho` and `mean_clipped_rho` are the mean importance weight before
+        and after clipping: both 1 on-policy, the latter the lower the further the policies are apart.
     """
 
     def vtrace_policy_gradient(params: Params, batch: Any, ctx: LossContext) -> tuple[Array, LearnOutput]:
         log_prob = ctx.forward(params, batch).dist.log_prob(batch["actions"])
         corrected = ctx.once(_corrected, params, batch)
         chex.assert_equal_shape([log_prob, corrected.advantages])
-        return -batch.mean(log_prob * corrected.advantages), LearnOutput(corrected.metrics)
+        advantages = corrected.advantages
+        if standardized:
+            advantages = standardize(advantages, batch.get("mask"))
+        return -batch.mean(log_prob * advantages), LearnOutput(corrected.metrics)
 
     return sequence_term(vtrace_policy_gradient, **_thresholds(vtrace_clip_rho_threshold, vtrace_clip_pg_rho_threshold))
 
@@ -169,6 +175,8 @@ def vtrace_surrogate(
     is_ratio_clip: float = 2.0,
     vtrace_clip_rho_threshold: float = 1.0,
     vtrace_clip_pg_rho_threshold: float = 1.0,
+    *,
+    standardized: bool = False,
 ) -> Term:
     """IMPACT's clipped surrogate around a target policy, with V-trace's advantages, negated.
 
@@ -181,7 +189,7 @@ def vtrace_surrogate(
     Args:
         clip_param: half-width of the ratio's range; a coeff.
         is_ratio_clip: largest `mu / pi_target`; a coeff.
-        vtrace_clip_rho_threshold, vtrace_clip_pg_rho_threshold: as of `vtrace_policy_gradient`.
+        vtrace_clip_rho_threshold, vtrace_clip_pg_rho_threshold, standardized: as of `vtrace_policy_gradient`.
 
     Returns:
         A term over whole columns that reads what `vtrace_policy_gradient` reads, of a policy with a target network. Its
@@ -193,6 +201,8 @@ def vtrace_surrogate(
         corrected, log_prob_mu = ctx.once(_corrected_to_target, params, batch), batch["action_logp"]
         chex.assert_equal_shape([log_prob, log_prob_mu, corrected.advantages])
         clip, advantages = coeff(ctx, "clip_param"), corrected.advantages
+        if standardized:
+            advantages = standardize(advantages, batch.get("mask"))
         weight = jnp.minimum(_ratio(log_prob_mu - corrected.log_prob), coeff(ctx, "is_ratio_clip"))
         ratio = weight * _ratio(log_prob - log_prob_mu)
         unclipped, clipped = ratio * advantages, clamp(ratio, 1.0 - clip, 1.0 + clip) * advantages
@@ -258,7 +268,7 @@ def _correct(params: Params, batch: Any, ctx: LossContext, policy_params: Params
         mask=batch.get("mask"),
     )
     rho = _ratio(log_rho)
-    metrics = {"mean_rho": batch.mean(rho), "clipped_rho": batch.mean((rho > clip_rho).astype(rho.dtype))}
+    metrics = {"mean_rho": batch.mean(rho), "mean_clipped_rho": batch.mean(clamp(rho, -jnp.inf, clip_rho))}
     return _Corrected(out.vs, out.pg_advantages, log_prob, metrics)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +188,7 @@ def test_shapes_and_types_are_checked():
 
 GAMMA, LAMBDA = 0.9, 0.8
 CONFIG = SimpleNamespace(gamma=GAMMA, lambda_=LAMBDA)
-THRESHOLDS = {"vtrace_clip_rho_threshold": 1.2, "vtrace_clip_pg_rho_threshold": 0.9}
+THRESHOLDS: dict[str, Any] = {"vtrace_clip_rho_threshold": 1.2, "vtrace_clip_pg_rho_threshold": 0.9}
 TERMS = {
     "gradient": losses.vtrace_policy_gradient(**THRESHOLDS),
     "value": losses.term(losses.vtrace_value_error(), **THRESHOLDS),
@@ -324,6 +325,36 @@ def test_surrogate_of_a_target_that_has_caught_up_has_impalas_gradient(params, c
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), surrogate, gradient)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_standardized_advantages(masked, params, case, columns):
+    """The plain term, with the same advantages to mean 0 and deviation 1 over the rows that are there."""
+    mask = MASK if masked else np.ones((5, 3), bool)
+    batch = SampleBatch({**case.columns, "advantages": columns["advantages"], **({"mask": mask} if masked else {})})
+    ctx = case.ctx(TERMS["surrogate"])
+    log_p = chosen(case.columns, params)
+
+    def scaled(x):
+        return (x - x[mask].mean()) / x[mask].std()
+
+    advantages = scaled(corrected(case.columns, params, params, mask)[2])
+    gradient = losses.vtrace_policy_gradient(standardized=True)(params, batch, ctx)[0]
+    np.testing.assert_allclose(gradient, -(log_p * advantages)[mask].mean(), rtol=1e-4, atol=1e-5)
+    given = scaled(columns["advantages"])
+    plain = losses.advantage_policy_gradient(standardized=True)(params, batch, ctx)
+    np.testing.assert_allclose(plain, -(log_p * given)[mask].mean(), rtol=1e-4, atol=1e-5)
+
+    def clipped(ratio, advantages):
+        return -np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.2) * advantages)[mask].mean()
+
+    surrogate = losses.clipped_surrogate(0.2, standardized=True)(params, batch, ctx)
+    np.testing.assert_allclose(surrogate, clipped(np.exp(log_p - batch["action_logp"]), given), rtol=1e-4, atol=1e-5)
+    log_target = chosen(case.columns, case.target)
+    ratio = np.minimum(np.exp(batch["action_logp"] - log_target), 1.5) * np.exp(log_p - batch["action_logp"])
+    advantages = scaled(corrected(case.columns, params, case.target, mask)[2])
+    surrogate = losses.vtrace_surrogate(standardized=True)(params, batch, ctx)[0]
+    np.testing.assert_allclose(surrogate, clipped(ratio, advantages), rtol=1e-4, atol=1e-5)
+
+
 def test_metrics_of_the_terms(params, case):
     batch, ctx = SampleBatch(case.columns), case.ctx(TERMS["surrogate"])
     metrics = TERMS["surrogate"](params, batch, ctx)[1].metrics
@@ -331,7 +362,7 @@ def test_metrics_of_the_terms(params, case):
     rho, weight = np.exp(log_rho), np.minimum(np.exp(-log_rho), 1.5)
     expected = {
         "mean_rho": rho.mean(),
-        "clipped_rho": (rho > 1.2).mean(),
+        "mean_clipped_rho": np.minimum(rho, 1.2).mean(),
         "mean_IS": weight.mean(),
         "var_IS": weight.var(),
     }
