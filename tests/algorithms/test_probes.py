@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from jaxrl.algorithms.a2c import A2CTrainer
+from jaxrl.algorithms.a3c import A3CTrainer
+from jaxrl.algorithms.appo import APPOTrainer
 from jaxrl.algorithms.ddpg import DDPGTrainer
 from jaxrl.algorithms.dqn import DQNTrainer
+from jaxrl.algorithms.impala import IMPALATrainer
 from jaxrl.algorithms.iqn import IQNTrainer
 from jaxrl.algorithms.ppo import PPOTrainer
 from jaxrl.algorithms.r2d2 import R2D2Trainer
@@ -53,6 +56,14 @@ ACTOR_CRITICS: dict[str, Any] = {
     "actor_lr": 0.005,
     "tau": 0.1,
 }
+ASYNC: dict[str, Any] = {
+    "num_workers": 0,
+    "rollout_fragment_length": 8,
+    "train_batch_size": 64,
+    "timesteps_per_iteration": 64,
+    "lr": 0.005,
+    "entropy_coeff": 0.0,
+}
 NOISE: dict[str, Any] = {"random_timesteps": 200, "initial_scale": 3.0, "final_scale": 3.0}
 RECIPES: dict[str, tuple[Any, dict[str, Any], int]] = {
     "A2C": (A2CTrainer, {"rollout_fragment_length": 8, "train_batch_size": 64, "lr": 0.005, "entropy_coeff": 0.0}, 400),
@@ -68,6 +79,10 @@ RECIPES: dict[str, tuple[Any, dict[str, Any], int]] = {
         },
         120,
     ),
+    "A3C": (A3CTrainer, {**ASYNC, "train_batch_size": 0}, 400),
+    "IMPALA": (IMPALATrainer, ASYNC, 400),
+    "APPO": (APPOTrainer, {**ASYNC, "num_sgd_iter": 5, "lr": 0.003}, 120),
+    "APPO-vtrace": (APPOTrainer, {**ASYNC, "num_sgd_iter": 5, "lr": 0.003, "vtrace": True}, 120),
     "SimpleQ": (SimpleQTrainer, Q_LEARNING, 30),
     "DQN": (DQNTrainer, HEADS, 30),
     "C51": (DQNTrainer, {**HEADS, "num_atoms": 21, "v_min": -2.0, "v_max": 2.0}, 90),
