@@ -6,6 +6,7 @@ optimiser's state stay equal to the bit. The driver's side is `jaxrl.execution.w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 import weakref
@@ -94,6 +95,7 @@ class GroupLearner:
         self.ring: Ring | None = None
         self._server: Any = None
         self._broken: str | None = None
+        self._compiled = False
         self.learners = {
             # The state that the key makes is never used: the driver sends one before the first round.
             pid: Learner(worker.policies[pid], jax.random.key(0), policy_id=pid, average=mean_by(self._total))
@@ -155,6 +157,7 @@ class GroupLearner:
         report = Report(self.worker.worker_index, batch.env_steps, batch.agent_steps)
         ring = self.ring
         if ring is None:
+            self._compile(batch)
             return report._replace(broken=self._broken or "this worker has not joined the ring yet")
         ring.seconds = 0.0
         trained: list[PolicyID] = []
@@ -171,6 +174,7 @@ class GroupLearner:
             return report._replace(error=error)
         if self.ring is None:
             return report._replace(broken=self._broken)
+        self._compiled = True
         self._publish()
         states = {pid: PackedState.of(learner.state) for pid, learner in self.learners.items()}
         return report._replace(
@@ -181,6 +185,16 @@ class GroupLearner:
             learn_seconds=time.perf_counter() - started,
             all_reduce_seconds=ring.seconds,
         )
+
+    def _compile(self, batch: MultiAgentBatch) -> None:
+        """Compiles the learn steps of a worker that is new while nobody waits for it in the ring."""
+        if self._compiled:
+            return
+        for pid, learner in self.learners.items():
+            if pid in batch:
+                with contextlib.suppress(NonFiniteError):  # without a ring all sums are NaN
+                    learner.learn(batch[pid])
+        self._compiled = True
 
     def _shared_policies(self, ring: Ring, batch: MultiAgentBatch) -> list[PolicyID]:
         """The policies that some worker has rows for; each worker has batches of one shape.

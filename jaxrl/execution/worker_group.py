@@ -20,8 +20,9 @@ from jaxrl.types import PolicyID, WorkerError
 
 logger = logging.getLogger("jaxrl.workers")
 
-# Rounds lost in a row, without a worker that failed, before the run gives up.
-MAX_LOST_ROUNDS = 3
+# Rounds lost in a row before the run gives up: without a worker that failed, and however many fail.
+MAX_LOST_FOR_NOTHING = 3
+MAX_LOST_IN_A_ROW = 10
 
 
 class WorkerGroup:
@@ -38,7 +39,7 @@ class WorkerGroup:
         self.ctx = ctx
         self._formed = False
         self._unformed_why = ""
-        self._lost = 0
+        self._lost = self._lost_for_nothing = 0
         self._restarts = 0
         self._known: dict[PolicyID, TrainState] = {}
 
@@ -90,7 +91,8 @@ class WorkerGroup:
             if report.error is not None:
                 raise report.error
         check_equal(reports)
-        self._lost, first = 0, reports[0]
+        self._lost = self._lost_for_nothing = 0
+        first = reports[0]
         for pid, packed in (first.states or {}).items():
             self._copy(pid, packed)
         ctx.counters[STEPS_TRAINED] += sum(report.env_steps for report in reports)
@@ -104,15 +106,21 @@ class WorkerGroup:
 
     def _count_lost(self, broken: Mapping[int, str]) -> None:
         restarts = self.ctx.workers.num_restarts
-        self._lost = self._lost + 1 if restarts == self._restarts else 0
-        self._restarts = restarts
+        failed, self._restarts = restarts - self._restarts, restarts
+        self._lost += 1
+        self._lost_for_nothing = 0 if failed else self._lost_for_nothing + 1
         each = [f"worker {index}: {reason}" for index, reason in broken.items()]
         reasons = "; ".join(each if self._formed else [self._unformed_why, *each])
         self._formed = False
-        if self._lost >= MAX_LOST_ROUNDS:
+        if self._lost_for_nothing >= MAX_LOST_FOR_NOTHING:
             raise WorkerError(
-                f"the workers could not learn together {self._lost} times in a row, though none of them failed: "
-                f"{reasons}. Check that they reach one another over the network."
+                f"the workers could not learn together {self._lost_for_nothing} times in a row, though none of them "
+                f"failed: {reasons}. Check that they reach one another over the network."
+            )
+        if self._lost >= MAX_LOST_IN_A_ROW:
+            raise WorkerError(
+                f"the workers could not learn together {self._lost} times in a row, since one or another failed each "
+                f"time: {reasons}. See the warnings above for why; is sample_timeout_s shorter than a round takes?"
             )
         logger.warning("a round is lost, and the workers form a new ring: %s", reasons)
 

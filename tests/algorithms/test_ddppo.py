@@ -33,7 +33,7 @@ SMALL = {
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
+    ray.init(num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, ignore_reinit_error=True)
     yield
     ray.shutdown()
 
@@ -138,13 +138,14 @@ def test_killed_workers_come_back_and_all_go_on_from_the_last_round():
 
 
 def test_a_worker_that_hangs_is_replaced():
-    with make(sample_timeout_s=10.0) as trainer:
+    with make(sample_timeout_s=25.0) as trainer:
         trainer.train()
         os.kill(pids(trainer)[1], signal.SIGSTOP)
         start = time.monotonic()
         result = trainer.train()
-        assert time.monotonic() - start < 120
-        assert result["num_worker_restarts"] == 1
+        assert time.monotonic() - start < 200
+        assert result["num_worker_restarts"] >= 1
+        assert result["num_healthy_workers"] == 2
         assert_in_step(trainer)
 
 
@@ -167,5 +168,5 @@ def test_a_worker_can_be_left_out():
 
 
 def test_a_gpu_that_jax_does_not_see_is_an_error():
-    with pytest.raises(ConfigError, match="JAX finds none|Lower num_workers|GPU"):
-        make(num_gpus_per_worker=1.0)
+    with pytest.raises((ConfigError, WorkerError), match="Ray gave this worker a GPU, but JAX finds none"):
+        make(num_gpus_per_worker=0.5)

@@ -143,7 +143,9 @@ def test_a_member_that_never_comes_is_an_error(monkeypatch):
     assert time.monotonic() - started < 5
 
 
-def test_means_weighted_by_rows_inside_a_compiled_scan():
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])  # how the host is called differs
+def test_means_weighted_by_rows_inside_a_compiled_scan(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     rings = make_rings(2)
     trees = [
         {"w": jnp.array([[1.0, 2.0]]), "b": jnp.bfloat16(4.0)},

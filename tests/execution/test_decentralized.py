@@ -20,6 +20,7 @@ from jaxrl.execution.learner import Learner
 from jaxrl.execution.rollout_ops import StandardizeFields
 from jaxrl.execution.worker_group import FollowWorkers, WorkerGroup, check_equal
 from jaxrl.rollout import RolloutWorker, is_multi_agent, make_worker_env
+from jaxrl.trainers.compilation import compile_seconds
 from jaxrl.trainers.setup import make_recipes
 from jaxrl.types import ConfigError, ModelInputs, NonFiniteError, WorkerError
 
@@ -361,11 +362,25 @@ def test_losing_round_after_round_without_a_failure_ends_the_run(run):
     assert run.round()
 
 
-def test_rounds_lost_to_workers_that_failed_are_the_budgets_to_count(run):
+def test_however_many_workers_fail_it_does_not_go_on_for_ever(run):
     run.workers.failing = "join_ring"
-    for _ in range(6):
-        run.workers.num_restarts += 1
-        run.round()
+    with pytest.raises(WorkerError, match=r"10 times in a row, since one or another failed.*sample_timeout_s"):
+        for _ in range(20):
+            run.workers.num_restarts += 1
+            assert run.round() == []
+    assert run.workers.num_restarts == 10
+
+
+def test_a_new_worker_compiles_while_nobody_waits_for_it(start):
+    run = start(num_sgd_iter=1, sgd_minibatch_size=0)
+    run.workers.failing = "join_ring"
+    seconds = [compile_seconds()]
+    run.round()
+    seconds.append(compile_seconds())
+    run.workers.failing = None
+    assert run.round()
+    seconds.append(compile_seconds())
+    assert seconds[2] - seconds[1] < 0.3 * (seconds[1] - seconds[0])
 
 
 def test_weights_that_differ_are_an_error_that_names_the_workers():
