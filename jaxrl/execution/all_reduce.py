@@ -3,16 +3,17 @@
 Reduce-scatter, then all-gather, over TCP (Patarasuk and Yuan 2009, https://doi.org/10.1016/j.jpdc.2008.09.002): each of
 n processes sends and receives 2 (n - 1) / n of the vector, and all of them hold the same bits afterwards.
 
-Why not JAX's distributed runtime, nor torch's: measured on 2 cores, 2 processes, the gradients of two 64x64 networks
-(9,200 floats), milliseconds for each minibatch of 50 rows, alternating:
+Why not JAX's distributed runtime, nor torch's: PPO's learn step with two 64x64 networks (9,200 gradients) and
+minibatches of 50 rows, 2 processes of one thread on 2 cores that did other work too (load 3 to 16), in turns:
 
-| all-reduce | ms a minibatch | the all-reduce alone |
+| all-reduce | ms a minibatch, median and range | CPU seconds of both for 1,000 minibatches |
 | --- | --- | --- |
-| none: each process learns alone | 0.15 | |
-| this one, called from the jitted scan | 0.8 to 1.1 | 0.1 |
-| JAX with gloo, one vector | 0.5 to 5.1, median 3.9 | |
-| JAX with gloo, an array at a time (`pmean` of the tree) | 24 to 41 | |
-| torch.distributed with gloo | | 1.2 to 1.7 |
+| none: each process learns alone | 0.2 (0.14 to 0.28) | 0.2 |
+| this one | 1.2 (0.6 to 1.8) | 0.6 to 0.8 |
+| JAX with gloo, one vector | 3.6 (0.9 to 4.1) | 2.3 to 3.9 |
+| JAX with gloo, an array at a time (`pmean` of the tree) | 26 to 62 | 23 to 60 |
+
+The sum alone takes 0.1 to 0.2 ms; that of torch.distributed with gloo 1.2 to 1.7 ms. See `benchmarks/all_reduce.py`.
 
 Gloo's thread waits by spinning, and keeps the thread that has the answer from running. And faults decide: where one
 process of a JAX cluster dies, JAX aborts the others, at once if it was the coordinator, else when its heartbeat is
