@@ -12,7 +12,7 @@ from jaxrl.envs.native_vector_env import NativeVectorEnv
 from jaxrl.envs.process_vector_env import ProcessVectorEnv
 from jaxrl.envs.replay_log import ResumeWarning
 from jaxrl.envs.rows import empty_rows
-from jaxrl.envs.vector_env import EPISODE_CONTINUES, VectorEnv
+from jaxrl.envs.vector_env import EPISODE_CONTINUES, RESET_FAILED, STEP_FAILED, VectorEnv
 from jaxrl.envs.vectorize import make_environments, make_vector_env
 
 register_built_in()
@@ -20,6 +20,8 @@ register_built_in()
 __all__ = [
     "ENVS",
     "EPISODE_CONTINUES",
+    "RESET_FAILED",
+    "STEP_FAILED",
     "AtariOptions",
     "DeepMindAtari",
     "EnvContext",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
 import traceback
@@ -14,6 +15,7 @@ import numpy as np
 from jaxrl.envs.checks import EnvPlace
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.list_vector_env import ListVectorEnv
+from jaxrl.envs.restarting import Restarter
 from jaxrl.envs.rows import empty_rows, leaves, take_row, unflatten
 from jaxrl.types import JaxrlError
 
@@ -27,14 +29,28 @@ class Host:
         first: number of the first environment of this share.
         count: how many environments this process holds.
         checks: see `ListVectorEnv`.
+        restart: whether an environment that fails is created anew.
     """
 
-    def __init__(self, creator: Any, context: EnvContext, first: int, count: int, checks: bool) -> None:
-        envs = [creator(context.copy_with_overrides(vector_index=first + b, remote=True)) for b in range(count)]
-        self._vector = ListVectorEnv(envs, EnvPlace(creator.name, context.worker_index, first), checks=checks)
+    def __init__(self, creator: Any, context: EnvContext, first: int, count: int, checks: bool, restart: bool) -> None:
+        def create(b: int) -> Any:
+            return creator(context.copy_with_overrides(vector_index=first + b, remote=True))
+
+        place = EnvPlace(creator.name, context.worker_index, first)
+        self._reports: list[str] = []
+        envs, restarters = [create(b) for b in range(count)], None
+        if restart:
+            restarters = [Restarter(functools.partial(create, b), self._reports.append) for b in range(count)]
+        self._vector = ListVectorEnv(envs, place, checks=checks, restarters=restarters)
         self._obs_space = self._vector.observation_space
         self._action_space = self._vector.action_space
         self._rows: Any = None
+
+    def news(self) -> tuple[list[str], int]:
+        """Returns what was reported since the last call, and how often an environment was created anew so far."""
+        reports = self._reports.copy()
+        self._reports.clear()
+        return reports, self._vector.num_restarts
 
     def spaces(self) -> tuple[Any, Any]:
         """Returns the spaces of one environment."""
@@ -99,19 +115,21 @@ def main() -> None:
         try:
             if host is None:
                 host = Host(*arguments)
-                _send(connection, (True, host.spaces()))
+                _send(connection, (True, host.spaces(), None))
             else:
-                _send(connection, (True, getattr(host, method)(*arguments)))
+                result = getattr(host, method)(*arguments)
+                _send(connection, (True, result, host.news()))
         except Exception as error:
             kind = type(error).__name__ if isinstance(error, JaxrlError) else ""
             text = str(error) if kind else f"{type(error).__name__}: {error}"
-            connection.send((False, (kind, text, traceback.format_exc())))
+            news = None if host is None else host.news()
+            connection.send((False, (kind, text, traceback.format_exc()), news))
         if method == "close":
             break
     connection.close()
 
 
-def _send(connection: Connection, reply: tuple[bool, Any]) -> None:
+def _send(connection: Connection, reply: tuple[bool, Any, Any]) -> None:
     try:
         connection.send(reply)
     except Exception:

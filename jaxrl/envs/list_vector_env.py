@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from jaxrl.envs.checks import EnvPlace, check_reset_result, check_step_result, env_failure
 from jaxrl.envs.replay_log import ReplayLog
+from jaxrl.envs.restarting import Restarter
 from jaxrl.envs.resume import load_env, save_env, warn_fresh
 from jaxrl.envs.rows import (
     action_splitter,
@@ -21,7 +23,7 @@ from jaxrl.envs.rows import (
     row_writer,
     take_row,
 )
-from jaxrl.envs.vector_env import Ended, VectorEnv
+from jaxrl.envs.vector_env import RESET_FAILED, STEP_FAILED, Ended, VectorEnv
 from jaxrl.types import EnvError
 
 # Vector steps checked in full; afterwards only what is nearly free, and `check_fragment` once per fragment.
@@ -35,16 +37,25 @@ class ListVectorEnv(VectorEnv):
         envs: environments of equal spaces.
         place: names them in errors.
         checks: check the first resets and steps in full.
+        restarters: one for each environment, which then is created anew when it fails.
 
     Raises:
         EnvError: the environments' spaces differ, or there is none.
     """
 
-    def __init__(self, envs: Sequence[gym.Env], place: EnvPlace, *, checks: bool = True) -> None:
+    def __init__(
+        self,
+        envs: Sequence[gym.Env],
+        place: EnvPlace,
+        *,
+        checks: bool = True,
+        restarters: Sequence[Restarter] | None = None,
+    ) -> None:
         if not envs:
             raise EnvError(f"{place.env_id}: expected at least one environment, got none")
-        self.envs: list[gym.Env] | None = list(envs)
+        # One list by two names: restarts put new environments into it.
         self._envs = list(envs)
+        self.envs: list[gym.Env] | None = self._envs
         self.num_envs = len(self._envs)
         self.observation_space = self._envs[0].observation_space
         self.action_space = self._envs[0].action_space
@@ -55,13 +66,12 @@ class ListVectorEnv(VectorEnv):
         self.infos = [{} for _ in self._envs]
         self.reset_infos = [{} for _ in self._envs]
         for b, env in enumerate(self._envs):
-            for name in ("observation_space", "action_space"):
-                if getattr(env, name) != getattr(self, name):
-                    raise EnvError(
-                        f"{place.describe(b)}: expected the {name} of env 0, {getattr(self, name)}, "
-                        f"got {getattr(env, name)}; environments of one worker must have equal spaces"
-                    )
-        self._step_functions = [env.step for env in self._envs]
+            self._check_spaces(b, env)
+        self.num_restarts = 0
+        self._restarters = None if restarters is None else list(restarters)
+        self._step_functions: list[Any] = [env.step for env in self._envs]
+        if restarters is not None:
+            self._step_functions = [functools.partial(self._try_step, b) for b in range(self.num_envs)]
         self._rows = empty_rows(self.observation_space, self.num_envs)
         self._rewards: np.ndarray = np.zeros(self.num_envs)
         self._write = row_writer(self.observation_space)
@@ -153,6 +163,9 @@ class ListVectorEnv(VectorEnv):
             save_env(env, self._log, b, [np.array(column[b]) for column in columns], float(self._rewards[b]))
             for b, env in enumerate(self._envs)
         ]
+        if self._restarters is not None:
+            for entry, restarter in zip(entries, self._restarters, strict=True):
+                entry["restarts"] = restarter.get_state()
         return {"kind": "list", "envs": entries}
 
     def set_state(self, state: dict[str, Any]) -> list[bool]:
@@ -174,6 +187,8 @@ class ListVectorEnv(VectorEnv):
         for b, env in enumerate(self._envs):
             reason = "no state was saved for it"
             if b < len(entries):
+                if self._restarters is not None:
+                    self._restarters[b].set_state(entries[b].get("restarts"))
                 reason = load_env(entries[b], env, self._log, b, self.observation_space, self.action_space)
             if reason:
                 reasons[b] = reason
@@ -241,20 +256,53 @@ class ListVectorEnv(VectorEnv):
         self._rows = obs_out
         return ended
 
-    def _reset_env(self, b: int, seed: int | None = None) -> Any:
-        log = self._log
-        log.before_reset(b, seed)
-        env = self._envs[b]
+    def _try_step(self, b: int, action: Any) -> tuple[Any, ...]:
+        """A step of an environment that is created anew when it fails: the reset that follows an end does it."""
+        assert self._restarters is not None
         try:
-            result = env.reset() if seed is None else env.reset(seed=seed)
+            result = self._envs[b].step(action)
         except Exception as error:
-            raise env_failure(self.place.describe(b), "reset", error) from error
+            self._restarters[b].step_failed(self._where(b), error)
+            return take_row(self.observation_space, self._rows, b), 0.0, False, True, {STEP_FAILED: True}
+        self._restarters[b].in_a_row = 0
+        return result
+
+    def _reset_env(self, b: int, seed: int | None = None) -> Any:
+        log, where, failed = self._log, self.place.describe(b), False
+        if self._restarters is not None:
+            before = functools.partial(self._before_reset, b)
+            _, result, failed = self._restarters[b].reset(self._envs[b], seed, where, before)
+            self.num_restarts = sum(restarter.count for restarter in self._restarters)
+        else:
+            log.before_reset(b, seed)
+            env = self._envs[b]
+            try:
+                result = env.reset() if seed is None else env.reset(seed=seed)
+            except Exception as error:
+                raise env_failure(where, "reset", error) from error
         if self._resets_to_check[b]:
             self._resets_to_check[b] -= 1
-            check_reset_result(self.observation_space, result, self.place.describe(b))
+            check_reset_result(self.observation_space, result, where)
         log.after_reset(b)
         obs, self.reset_infos[b] = result
+        if failed:
+            self.reset_infos[b] = {**self.reset_infos[b], RESET_FAILED: True}
         return obs
+
+    def _before_reset(self, b: int, env: Any, seed: int | None) -> None:
+        if env is not self._envs[b]:
+            self._check_spaces(b, env)
+            self._envs[b] = env
+            self._log.replace(b, getattr(env, "unwrapped", env))
+        self._log.before_reset(b, seed)
+
+    def _check_spaces(self, b: int, env: Any) -> None:
+        for name in ("observation_space", "action_space"):
+            if getattr(env, name) != getattr(self, name):
+                raise EnvError(
+                    f"{self.place.describe(b)}: expected the {name} of env 0, {getattr(self, name)}, "
+                    f"got {getattr(env, name)}; environments of one worker must have equal spaces"
+                )
 
     def _where(self, b: int) -> str:
         # The step being taken is in the log already.

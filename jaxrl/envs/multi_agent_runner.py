@@ -12,6 +12,7 @@ import numpy as np
 from jaxrl.envs.checks import EnvPlace, check_observation, check_reward, env_failure
 from jaxrl.envs.multi_agent import AgentDict, agent_space
 from jaxrl.envs.replay_log import MAX_REPLAY_STEPS, random_state
+from jaxrl.envs.restarting import Restarter
 from jaxrl.envs.resume import (
     own_state_holder,
     same_bits,
@@ -27,7 +28,10 @@ _ALL = "__all__"
 
 
 class MultiAgentStep(NamedTuple):
-    """What a step brought: dicts by agent, flags without `"__all__"`, which `terminated` and `truncated` are."""
+    """What a step brought: dicts by agent, flags without `"__all__"`, which `terminated` and `truncated` are.
+
+    Where it `failed`, the environment's step raised: there was none, and the next reset creates the environment anew.
+    """
 
     obs: AgentDict
     rewards: AgentDict
@@ -36,6 +40,7 @@ class MultiAgentStep(NamedTuple):
     infos: AgentDict
     terminated: bool
     truncated: bool
+    failed: bool = False
 
 
 class MultiAgentRunner:
@@ -46,6 +51,7 @@ class MultiAgentRunner:
         place: names it in errors.
         vector_index: its number within the worker.
         checks: check observations in full in the first steps.
+        restarter: the environment is created anew when it fails; None: its error is raised.
 
     Attributes:
         possible_agents: every agent that may appear.
@@ -56,7 +62,15 @@ class MultiAgentRunner:
         infos: infos of the last step or reset.
     """
 
-    def __init__(self, env: Any, place: EnvPlace, vector_index: int = 0, *, checks: bool = True) -> None:
+    def __init__(
+        self,
+        env: Any,
+        place: EnvPlace,
+        vector_index: int = 0,
+        *,
+        checks: bool = True,
+        restarter: Restarter | None = None,
+    ) -> None:
         self.env = env
         self.place = place
         self.vector_index = vector_index
@@ -66,6 +80,7 @@ class MultiAgentRunner:
         self.active: list[AgentID] = []
         self.obs: AgentDict = {}
         self.infos: AgentDict = {}
+        self._restarter = restarter
         self._known = frozenset(self.possible_agents)
         self._copiers = {agent: row_copier(space) for agent, space in self.observation_spaces.items()}
         self._action_copiers = {agent: action_copier(space) for agent, space in self.action_spaces.items()}
@@ -90,12 +105,15 @@ class MultiAgentRunner:
         Raises:
             EnvError: the environment raised, or broke its contract.
         """
-        self._before = (seed, random_state(self.env))
         where = self.place.describe(self.vector_index)
-        try:
-            result = self.env.reset() if seed is None else self.env.reset(seed=seed)
-        except Exception as error:
-            raise env_failure(where, "reset", error) from error
+        if self._restarter is not None:
+            _, result, _ = self._restarter.reset(self.env, seed, where, self._before_reset)
+        else:
+            self._before_reset(self.env, seed)
+            try:
+                result = self.env.reset() if seed is None else self.env.reset(seed=seed)
+            except Exception as error:
+                raise env_failure(where, "reset", error) from error
         if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, dict) for part in result)):
             raise EnvError(f"{where}: reset: expected (obs dict, infos dict), got {type(result).__name__}")
         obs, self.infos = result
@@ -131,7 +149,13 @@ class MultiAgentRunner:
         try:
             result = self.env.step({agent: self._action_copiers[agent](action) for agent, action in actions.items()})
         except Exception as error:
-            raise env_failure(where, "step", error) from error
+            if self._restarter is None:
+                raise env_failure(where, "step", error) from error
+            self._restarter.step_failed(where, error)
+            self._over, self.active = True, []
+            return MultiAgentStep({}, {}, {}, {}, {}, False, True, failed=True)
+        if self._restarter is not None:
+            self._restarter.in_a_row = 0
         if not (isinstance(result, tuple) and len(result) == 5 and all(isinstance(part, dict) for part in result)):
             count = f"{len(result)} values" if isinstance(result, tuple | list) else type(result).__name__
             raise EnvError(
@@ -191,6 +215,8 @@ class MultiAgentRunner:
             "rewards": {str(number[agent]): float(reward) for agent, reward in self._rewards.items()},
             "rng_now": random_state(self.env),
         }
+        if self._restarter is not None:
+            state["restarts"] = self._restarter.get_state()
         if own_state_holder(self.env) is not None:
             return state | {"state": self.env.get_state()}
         state |= {"seed": self._before[0], "rng": self._before[1], "actions": None}
@@ -215,6 +241,8 @@ class MultiAgentRunner:
                 reason = self._load(state)
             except Exception as error:  # whatever a user's environment raises here, a fresh episode is the answer
                 reason = f"{type(error).__name__}: {error}"
+            if self._restarter is not None:
+                self._restarter.set_state(state.get("restarts"))  # replaying has seeded it
         if reason:
             self.reset()
         return reason
@@ -226,6 +254,23 @@ class MultiAgentRunner:
     def close(self) -> None:
         """Closes the environment."""
         self.env.close()
+
+    @property
+    def num_restarts(self) -> int:
+        """How often the environment was created anew."""
+        return 0 if self._restarter is None else self._restarter.count
+
+    def _before_reset(self, env: Any, seed: int | None) -> None:
+        if env is not self.env:
+            for kind, spaces in (("observation", self.observation_spaces), ("action", self.action_spaces)):
+                for agent, space in spaces.items():
+                    if agent_space(env, kind, agent) != space:
+                        raise EnvError(
+                            f"{self.place.describe(self.vector_index)}: created anew, it has another {kind} space of "
+                            f"agent {agent!r}: {agent_space(env, kind, agent)}, which was {space}"
+                        )
+            self.env = env
+        self._before = (seed, random_state(env))
 
     def _load(self, state: dict[str, Any]) -> str:
         if own_state_holder(self.env) is not None and "state" in state:

@@ -48,6 +48,7 @@ class NativeVectorEnv(VectorEnv):
         self.infos = [{} for _ in range(self.num_envs)]
         self.reset_infos = [{} for _ in range(self.num_envs)]
         self.envs = None
+        self.num_restarts = 0
         self._rows = empty_rows(self.observation_space, self.num_envs)
         self._ended = np.zeros(self.num_envs, np.bool_)
         self._to_check = _CHECKED_STEPS if checks else 0

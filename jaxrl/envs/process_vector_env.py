@@ -17,6 +17,7 @@ import numpy as np
 from jaxrl.envs.checks import EnvPlace
 from jaxrl.envs.creation import EnvCreator
 from jaxrl.envs.env_context import EnvContext
+from jaxrl.envs.restarting import logger
 from jaxrl.envs.resume import warn_fresh
 from jaxrl.envs.rows import copy_rows, empty_rows, leaves
 from jaxrl.envs.vector_env import Ended, VectorEnv
@@ -39,6 +40,7 @@ class ProcessVectorEnv(VectorEnv):
         context: context of the worker.
         num_processes: how many processes; default one per environment, at most one per CPU core.
         checks: see `ListVectorEnv`.
+        restart: an environment that fails is created anew in its process; what happened is logged in this one.
 
     Raises:
         EnvError: an environment could not be created; carries the traceback of its process.
@@ -52,6 +54,7 @@ class ProcessVectorEnv(VectorEnv):
         *,
         num_processes: int | None = None,
         checks: bool = True,
+        restart: bool = False,
     ) -> None:
         self.num_envs = num_envs
         self.place = EnvPlace(creator.name, context.worker_index)
@@ -61,16 +64,18 @@ class ProcessVectorEnv(VectorEnv):
         self.infos = [{} for _ in range(num_envs)]
         self.reset_infos = [{} for _ in range(num_envs)]
         self.envs = None
+        self.num_restarts = 0
         count = max(1, min(num_envs, num_processes or os.cpu_count() or 1))
         edges = [num_envs * i // count for i in range(count + 1)]
         self._shares = [slice(low, high) for low, high in itertools.pairwise(edges)]
+        self._restarts = [0] * count
         started = [_start() for _ in self._shares]
         self._processes = [process for process, _ in started]
         self._connections = [connection for _, connection in started]
         self._finalizer = weakref.finalize(self, _stop, self._processes, self._connections)
         try:
             for connection, share in zip(self._connections, self._shares, strict=True):
-                arguments = (creator, context, share.start, share.stop - share.start, checks)
+                arguments = (creator, context, share.start, share.stop - share.start, checks, restart)
                 connection.send_bytes(cloudpickle.dumps(("start", arguments)))
             spaces = self._receive("creation")
         except BaseException:
@@ -191,9 +196,15 @@ class ProcessVectorEnv(VectorEnv):
 
     def _receive_one(self, i: int, method: str) -> tuple[bool, Any]:
         try:
-            return self._connections[i].recv()
+            good, value, news = self._connections[i].recv()
         except (EOFError, OSError):
             return False, ("dead", str(self._dead(i, method)), "")
+        if news is not None:
+            reports, self._restarts[i] = news
+            for report in reports:
+                logger.warning(report)
+            self.num_restarts = sum(self._restarts)
+        return good, value
 
     def _unwrap(self, reply: tuple[bool, Any]) -> Any:
         good, value = reply

@@ -41,7 +41,7 @@ class ReplayLog:
     def __init__(self, bases: list[Any], action_space: gym.Space) -> None:
         self.steps: list[Any] = []
         self.active: dict[int, np.ndarray] = {}
-        self._bases = bases
+        self._bases = list(bases)
         self._action_space = action_space
         count = len(bases)
         self._base = 0
@@ -49,6 +49,10 @@ class ReplayLog:
         self._before: list[tuple[int | None, dict[str, Any] | None]] = [(None, None)] * count
         self._past: list[list[list[np.ndarray]]] = [[] for _ in range(count)]
         self._past_count = [0] * count
+
+    def replace(self, b: int, base: Any) -> None:
+        """Another environment stands in environment b's place."""
+        self._bases[b] = base
 
     def before_reset(self, b: int, seed: int | None) -> None:
         """Notes environment b's random state, and the seed that is about to replace it (unless it ignores seeds)."""

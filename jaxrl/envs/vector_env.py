@@ -18,6 +18,14 @@ Ended = list[tuple[int, Any]]
 # that the reset will go on, unless it finds that there is nothing left to play.
 EPISODE_CONTINUES = "episode_continues"
 
+# A key of a step's info: the environment's step raised, and the environment was created anew
+# (`restart_failed_sub_environments`). The row is no transition; the written observation is the first of the next
+# episode, and the "final" one is that which the action was taken on.
+STEP_FAILED = "step_failed"
+
+# A key of a reset's info: the environment's reset raised, and the environment was created anew.
+RESET_FAILED = "reset_failed"
+
 
 class VectorEnv(abc.ABC):
     """B environments behind one `step` that writes into rows which the sampler owns.
@@ -41,6 +49,7 @@ class VectorEnv(abc.ABC):
         infos: `infos[b]` is the info of environment b's last step (the final one where it has just ended).
         reset_infos: `reset_infos[b]` is the info of environment b's last reset; see `EPISODE_CONTINUES`.
         envs: the environments, or None where they are not Python objects of this process.
+        num_restarts: how often one of them failed and was created anew.
     """
 
     num_envs: int
@@ -53,6 +62,7 @@ class VectorEnv(abc.ABC):
     infos: list[dict[str, Any]]
     reset_infos: list[dict[str, Any]]
     envs: list[gym.Env] | None
+    num_restarts: int
 
     @abc.abstractmethod
     def reset(self, seeds: list[int] | None = None) -> Any:
@@ -89,7 +99,8 @@ class VectorEnv(abc.ABC):
             `(b, final_obs)` for each environment whose episode ended.
 
         Raises:
-            EnvError: an environment raised or broke its contract.
+            EnvError: an environment raised (one that is created anew when it fails: time and again) or broke its
+                contract.
         """
 
     @abc.abstractmethod

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import gymnasium as gym
 
 from jaxrl.envs.checks import EnvPlace, env_failure
-from jaxrl.envs.creation import make_env_creator
+from jaxrl.envs.creation import EnvCreator, make_env_creator
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.list_vector_env import ListVectorEnv
 from jaxrl.envs.multi_agent import MultiAgentEnv
 from jaxrl.envs.multi_agent_runner import MultiAgentRunner
 from jaxrl.envs.native_vector_env import NativeVectorEnv
 from jaxrl.envs.process_vector_env import ProcessVectorEnv
+from jaxrl.envs.restarting import Restarter
 from jaxrl.envs.vector_env import VectorEnv
 from jaxrl.types import ConfigError
 
@@ -21,6 +23,9 @@ STEPPING = ("auto", "sync", "async", "native")
 
 # Below this a native vector env's NumPy calls cost more than our loop (measured on CartPole).
 NATIVE_FROM = 32
+
+_RESTART = "restart_failed_sub_environments"
+_NO_RESTART = "cannot create one of its environments anew; step environments one by one ('sync' or 'async')"
 
 
 def make_environments(
@@ -31,6 +36,7 @@ def make_environments(
     stepping: str = "auto",
     num_processes: int | None = None,
     checks: bool = True,
+    restart: bool = False,
 ) -> VectorEnv | list[MultiAgentRunner]:
     """Creates a worker's environments: a VectorEnv, or a list of MultiAgentRunners for a multi-agent environment.
 
@@ -43,6 +49,8 @@ def make_environments(
             gymnasium id has one and `num_envs >= 32`, else sync.
         num_processes: for "async": how many processes (default: one per environment, at most one per CPU core).
         checks: check the first resets and steps in full.
+        restart: an environment that raises in step or reset is created anew (`restart_failed_sub_environments`). With
+            it "auto" is sync.
 
     Returns:
         A VectorEnv, or a MultiAgentRunner for each multi-agent environment.
@@ -62,6 +70,8 @@ def make_environments(
     if num_envs < 1:
         raise ConfigError(f"num_envs_per_worker: expected at least 1, got {num_envs}")
     creator = make_env_creator(env)
+    if restart:
+        stepping = _restartable(creator, stepping)
     context = context if context is not None else EnvContext()
     place = EnvPlace(creator.name, context.worker_index)
     native_id = creator.gym_id if creator.gym_id is not None and _has_vector_entry_point(creator.gym_id) else None
@@ -73,9 +83,13 @@ def make_environments(
                 "env_stepping='async': expected a class, a creator or a name that each process can create its "
                 "environments from, got environments that exist already"
             )
-        return ProcessVectorEnv(creator, num_envs, context, num_processes=num_processes, checks=checks)
-    first = creator(context.copy_with_overrides(vector_index=0))
+        return ProcessVectorEnv(creator, num_envs, context, num_processes=num_processes, checks=checks, restart=restart)
+    create = [functools.partial(_create, creator, context, b) for b in range(num_envs)]
+    first = create[0]()
     if isinstance(first, gym.vector.VectorEnv):
+        if restart:
+            first.close()
+            raise ConfigError(f"{_RESTART}: {creator.name} is a vector env, which {_NO_RESTART}")
         return _from_vector_env(first, num_envs, place, stepping, checks)
     if stepping == "native":
         first.close()
@@ -88,10 +102,12 @@ def make_environments(
         raise ConfigError(
             f"env: expected {num_envs} environments (num_envs_per_worker), got a list of {len(creator.instances)}"
         )
-    rest = [creator(context.copy_with_overrides(vector_index=b)) for b in range(1, num_envs)]
+    envs = [first, *(one() for one in create[1:])]
+    restarters = [Restarter(one) for one in create] if restart else None
     if isinstance(first, MultiAgentEnv):
-        return [MultiAgentRunner(env, place, b, checks=checks) for b, env in enumerate([first, *rest])]
-    return ListVectorEnv([first, *rest], place, checks=checks)
+        care = [None] * num_envs if restarters is None else restarters
+        return [MultiAgentRunner(env, place, b, checks=checks, restarter=care[b]) for b, env in enumerate(envs)]
+    return ListVectorEnv(envs, place, checks=checks, restarters=restarters)
 
 
 def make_vector_env(
@@ -102,13 +118,15 @@ def make_vector_env(
     stepping: str = "auto",
     num_processes: int | None = None,
     checks: bool = True,
+    restart: bool = False,
 ) -> VectorEnv:
     """`make_environments` for single-agent environments.
 
     Raises:
         ConfigError: as `make_environments`; a multi-agent environment.
     """
-    made = make_environments(env, num_envs, context, stepping=stepping, num_processes=num_processes, checks=checks)
+    options = {"stepping": stepping, "num_processes": num_processes, "checks": checks, "restart": restart}
+    made = make_environments(env, num_envs, context, **options)
     if isinstance(made, list):
         kind = type(made[0].env).__name__
         for runner in made:
@@ -118,6 +136,23 @@ def make_vector_env(
             "configure `multiagent` (policies and policy_mapping_fn)"
         )
     return made
+
+
+def _create(creator: EnvCreator, context: EnvContext, b: int) -> Any:
+    # A context of its own each time: an environment may take options out of it.
+    return creator(context.copy_with_overrides(vector_index=b))
+
+
+def _restartable(creator: EnvCreator, stepping: str) -> str:
+    """The stepping of environments that are created anew when they fail."""
+    if stepping == "native":
+        raise ConfigError(f"{_RESTART}: env_stepping='native' steps a vector env, which {_NO_RESTART}")
+    if creator.instances is not None:
+        raise ConfigError(
+            f"{_RESTART}: expected a class, a creator or a name that environments can be created from anew, got "
+            "environments that exist already"
+        )
+    return "sync" if stepping == "auto" else stepping
 
 
 def _from_vector_env(
