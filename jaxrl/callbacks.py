@@ -9,7 +9,8 @@
 
 Everything else that a hook is given is read-only. A hook that is None costs nothing: the sampler never looks at
 episodes for it. Under Ray, hooks of workers run in the workers' processes, so that they share no variables with the
-driver.
+driver. An episode that a failure of its environment broke off (`restart_failed_sub_environments`) has no end: its hook
+is not called, and another episode starts.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ COLUMNS: Mapping[str, str] = {
     "prev_actions": "action of the previous row, zeros at an episode's start",
     "prev_rewards": "reward of the previous row, zero at an episode's start",
     "eps_id": "number of the episode, int32",
-    "t": "step within the episode, int32",
+    "t": "step within the episode, int32; -1 where the mask is False because nothing was stepped",
     "agent_index": "slot of the agent within its environment, int32",
     "unroll_id": "number of the fragment, int32",
     "weights_version": "number of the weights that the worker acted with, int32",

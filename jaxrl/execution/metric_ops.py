@@ -84,6 +84,7 @@ def CollectMetrics(ctx: PlanContext, selected_workers: Collection[int] | None = 
             "timesteps_total": counters.get(STEPS_SAMPLED, 0),
             "num_healthy_workers": len(ctx.workers.actors),
             "num_worker_restarts": ctx.workers.num_restarts,
+            "num_env_restarts": ctx.workers.num_env_restarts,
             "info": {"learner": {pid: dict(info) for pid, info in ctx.learner_info.items()}, **counters},
             "timers": {key: value for name, timer in ctx.timers.items() for key, value in timer.stats(name).items()},
         }

@@ -101,7 +101,7 @@ def ConcatBatches(min_batch_size: int) -> Operator:
     """Joins batches until there are at least `min_batch_size` steps; for `combine`.
 
     Fragments of fixed length count their slots (8 x 128 is exactly 1024), batches of whole episodes and of sequences
-    their valid rows, multi-agent batches their environment steps.
+    their rows but for padding, multi-agent batches their environment steps.
 
     Args:
         min_batch_size: steps of a train batch.
@@ -128,8 +128,13 @@ def batch_steps(batch: Batch) -> int:
     if "mask" not in batch:
         return batch.num_rows
     if not batch.time_major or "state_in" in batch or _whole_episodes(batch):
-        return batch.count
+        return batch.count + _failed_steps(batch)
     return batch.num_rows
+
+
+def _failed_steps(batch: SampleBatch) -> int:
+    # Rows in which an environment failed and was created anew: they take up slots that padding does not.
+    return int((~np.asarray(batch["mask"]) & (np.asarray(batch["t"]) < 0)).sum()) if "t" in batch else 0
 
 
 def _whole_episodes(batch: SampleBatch) -> bool:

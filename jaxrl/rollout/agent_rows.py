@@ -187,6 +187,27 @@ class AgentRows:
             final = jax.tree.map(lambda x: x[b].copy(), pending["obs"]) if final_obs is None else final_obs
             self._finals.append((i, b, final))
 
+    def break_off(self, b: int) -> None:
+        """The environment of column `b` failed: the agent's open transition is none.
+
+        The row before it, where this fragment holds it, becomes a truncation, whose successor is what the agent acted
+        on last.
+        """
+        pending, done = self._pending, np.flatnonzero(self._mask[:, b])
+        if self.open[b] and len(done) and self._columns["eps_id"][done[-1], b] == pending["eps_id"][b]:
+            self._columns["truncateds"][done[-1], b] = True
+            self._finals.append((int(done[-1]), b, jax.tree.map(lambda x: x[b].copy(), pending["obs"])))
+        self.open[b] = False
+
+    def leave_out(self, b: int, eps_id: int) -> None:
+        """The environment of column `b` failed in episode `eps_id`, whose rows are left out: only whole ones count."""
+        own = self._mask[:, b] & (self._columns["eps_id"][:, b] == eps_id)
+        self._mask[own, b] = False
+        for name in ("rewards", "terminateds", "truncateds"):
+            self._columns[name][own, b] = 0
+        self._finals = [final for final in self._finals if final[1] != b or not own[final[0]]]
+        self.open[b] = False
+
     # ---- the fragment
 
     def fragment(self, steps: int, unroll: int, clip: Any, place: EnvPlace, *, update_filter: bool) -> dict[str, Any]:

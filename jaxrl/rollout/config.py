@@ -78,6 +78,12 @@ class RolloutConfig:
     ignore_worker_failures: bool = option(
         False, "With recreate_failed_workers false: a failed worker is left out, and the run goes on with the others."
     )
+    restart_failed_sub_environments: bool = option(
+        False,
+        "An environment that raises in step or reset is created anew, and its worker goes on: the step that failed is "
+        "left out, the one before it is a truncation; with complete_episodes the whole episode is left out. Else the "
+        "worker fails.",
+    )
     max_worker_restarts: int = option(1000, "Workers and replay shards replaced in the whole run at most.", low=0)
     max_worker_restarts_per_minute: int | Literal["auto"] = option(
         "auto", "Workers replaced within a minute at most; 'auto': five for each worker."

@@ -78,6 +78,7 @@ class EpisodeTracker:
         ended: list[tuple[int, int]],
         valid: np.ndarray | None,
         going_on: Collection[tuple[int, int]] = (),
+        broken_off: Collection[tuple[int, int]] = (),
     ) -> list[EpisodeRecord]:
         """Records of the episodes that ended in a fragment, in the order in which they ended.
 
@@ -86,6 +87,7 @@ class EpisodeTracker:
             ended: `(t, b)` of each ended row, in order.
             valid: bool `[T, B]`, False where a row is no transition; None if all are.
             going_on: those of `ended` after which the game goes on.
+            broken_off: those of `ended` with which a game was lost: it has no record.
         """
         begin = [0] * rewards.shape[1]
         records = []
@@ -104,6 +106,8 @@ class EpisodeTracker:
                 self.earlier_length[b], self.earlier_reward[b] = length, reward
                 continue
             self.earlier_length[b], self.earlier_reward[b] = 0, 0.0
+            if (i, b) in broken_off:
+                continue
             records.append(EpisodeRecord(length, reward, {(SINGLE_AGENT, DEFAULT_POLICY_ID): reward}))
         for b in range(len(begin)):
             add(b, len(rewards))

@@ -57,6 +57,22 @@ class FragmentRows:
         self.rewards, self.terminateds = grown(self.rewards), grown(self.terminateds)
         self.truncateds, self.starts = grown(self.truncateds), grown(self.starts)
 
+    def reorder(self, order: np.ndarray) -> None:
+        """Puts the first rows into another order, in new arrays.
+
+        Args:
+            order: int `[T, B]`, which row of its column each row becomes.
+        """
+        steps = len(order)
+
+        def moved(x: np.ndarray) -> np.ndarray:
+            taken = np.take_along_axis(x[:steps], order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=0)
+            return np.concatenate([taken, x[steps:]])
+
+        self._raw, self._obs, self._actions = jax.tree.map(moved, (self._raw, self._obs, self._actions))
+        self.rewards, self.terminateds = moved(self.rewards), moved(self.terminateds)
+        self.truncateds, self.starts = moved(self.truncateds), moved(self.starts)
+
     def put_raw(self, i: int, obs: PyTree) -> None:
         """Writes raw observations into row `i`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,15 +44,21 @@ class LiveEpisodes:
         for b in range(len(self._episodes)):
             self._episode(b)
 
-    def step(self, rewards: np.ndarray, ended: list[tuple[int, Any]], stepped: np.ndarray | None) -> None:
+    def step(
+        self,
+        rewards: np.ndarray,
+        ended: Sequence[int],
+        broken_off: Sequence[int],
+        stepped: np.ndarray | None,
+    ) -> None:
         """One vector step: adds rewards and calls the hooks.
 
         Args:
             rewards: `[B]`.
-            ended: indices (and final observations) of the environments whose episode ended.
+            ended: indices of the environments whose episode ended, in order.
+            broken_off: indices of those that failed in it: it has no end and is forgotten.
             stepped: `[B]`, which environments moved; None: all.
         """
-        over = {b for b, _ in ended}
         for b in range(len(self._episodes)):
             if stepped is not None and not stepped[b]:
                 continue
@@ -63,13 +70,15 @@ class LiveEpisodes:
             if self._callbacks.on_episode_step is not None:
                 self._callbacks.on_episode_step(worker=self._worker, env_index=b, episode=episode)
         # In the order in which the sampler lists ended episodes, so that `complete` can pair them.
-        for b, _ in ended:
+        for b in ended:
             episode = self._episode(b)
             if self._callbacks.on_episode_end is not None:
                 self._callbacks.on_episode_end(worker=self._worker, env_index=b, episode=episode)
             self._finished.append(episode)
             self._episodes[b] = None
-        for b in over:
+        for b in broken_off:
+            self._episodes[b] = None
+        for b in {*ended, *broken_off}:
             self._episode(b)
 
     def complete(self, records: list[EpisodeRecord]) -> list[EpisodeRecord]:

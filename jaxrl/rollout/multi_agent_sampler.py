@@ -17,6 +17,7 @@ from jaxrl.policies import Policy
 from jaxrl.rollout.acting import fold_in
 from jaxrl.rollout.actions import action_transform
 from jaxrl.rollout.agent_rows import AgentRows, Slot
+from jaxrl.rollout.ends import WholeEpisodes
 from jaxrl.rollout.filters import Filter, make_filter
 from jaxrl.rollout.fragment import bytes_of, padded_length
 from jaxrl.rollout.live_episodes import load_episode, save_episode
@@ -178,7 +179,7 @@ class MultiAgentSampler:
             for pid, rows in self.rows.items()
         }
         running = np.ones(num_envs, bool)
-        collected = np.zeros(num_envs, np.int64)
+        whole = WholeEpisodes(steps, self.runners[0].place, num_envs) if self.complete else None
         clock, began, inference, stepping = time.perf_counter, time.perf_counter(), 0.0, 0.0
         i = 0
         while running.any() if self.complete else i < steps:
@@ -187,11 +188,18 @@ class MultiAgentSampler:
             asked = clock()
             actions = self._act(acting, running)
             acted = clock()
+            ended, failed = [], []
             for e in np.flatnonzero(running):
-                ended = self._step_env(i, int(e), actions)
-                collected[e] += 1
-                if self.complete and ended and collected[e] >= steps:
-                    running[e] = False
+                over, broke = self._step_env(i, int(e), actions)
+                if over:
+                    ended.append((int(e), None))
+                if broke:
+                    failed.append(int(e))
+            if whole is not None:
+                moved = running.copy()
+                moved[failed] = False
+                whole.step(moved, ended, failed)
+                running = whole.active
             inference, stepping = inference + acted - asked, stepping + clock() - acted
             self._step += 1
             i += 1
@@ -199,7 +207,8 @@ class MultiAgentSampler:
         for pid, fragment in fragments.items():
             self.rows[pid].end_perturbed(weights[pid], acting[pid], fragment)
         self.perf.add(i, stepping, inference, clock() - began)
-        return fragments, int(collected.sum())
+        # A step that failed took its time too; counted, it keeps train batches at their size.
+        return fragments, i * num_envs if whole is None else whole.rows
 
     def _act(self, weights: Mapping[PolicyID, Weights], running: np.ndarray) -> dict[PolicyID, PyTree]:
         actions = {}
@@ -211,7 +220,8 @@ class MultiAgentSampler:
             rows.active |= waiting
         return actions
 
-    def _step_env(self, i: int, e: int, actions: Mapping[PolicyID, PyTree]) -> bool:
+    def _step_env(self, i: int, e: int, actions: Mapping[PolicyID, PyTree]) -> tuple[bool, bool]:
+        """Steps environment `e`; returns whether its episode is over, and whether that is because it failed."""
         runner, episode = self.runners[e], self._live[e]
         chosen = {}
         for agent in runner.active:
@@ -221,6 +231,9 @@ class MultiAgentSampler:
             action = jax.tree.map(lambda x, b=b: x[b], actions[pid])
             chosen[agent] = action if transform is None else transform(action)
         step = runner.step(chosen)
+        if step.failed:
+            self._break_off(e)
+            return True, True
         episode.length += 1
         for agent, reward in step.rewards.items():
             rows = self.rows[self.policy_of[agent]]
@@ -237,7 +250,19 @@ class MultiAgentSampler:
             self._reset(e)
         else:
             self._observe(e)
-        return over
+        return over, False
+
+    def _break_off(self, e: int) -> None:
+        """Environment `e` failed: its episode has no end and no record, and another one begins."""
+        for rows in self.rows.values():
+            for b, slot in enumerate(rows.slots):
+                if slot.env_index != e:
+                    continue
+                if self.complete:
+                    rows.leave_out(b, self._live[e].episode_id)
+                else:
+                    rows.break_off(b)
+        self._reset(e)
 
     def _complete(self, i: int, e: int, step: Any, *, over: bool, truncated: bool) -> None:
         """Closes the transitions of the agents that were observed or ended."""

@@ -8,7 +8,7 @@ there, once.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,19 +16,20 @@ import numpy as np
 
 from jaxrl.callbacks import Callbacks
 from jaxrl.data import SampleBatch
-from jaxrl.envs import EPISODE_CONTINUES, VectorEnv, check_fragment, empty_rows
+from jaxrl.envs import VectorEnv, check_fragment, empty_rows
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
 from jaxrl.rollout.acting import LeanAct, fold_in
 from jaxrl.rollout.actions import action_transform, clip_rewards, reward_rule
 from jaxrl.rollout.agent_rows import final_slots, refill
+from jaxrl.rollout.ends import Final, FragmentEnds, WholeEpisodes, final_rows
 from jaxrl.rollout.episodes import EpisodeTracker
 from jaxrl.rollout.filters import Filter
 from jaxrl.rollout.fragment import Before, FragmentRows, bytes_of, padded_length, shifted, zeroed
 from jaxrl.rollout.live_episodes import LiveEpisodes
 from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.rollout.perturbation import make_perturbation
-from jaxrl.types import DEFAULT_POLICY_ID, FINAL_PAD, ActInputs, PolicyID, PyTree, Weights
+from jaxrl.types import DEFAULT_POLICY_ID, ActInputs, PolicyID, PyTree, Weights
 
 
 class VectorSampler:
@@ -62,8 +63,10 @@ class VectorSampler:
         self.callbacks, self.worker = callbacks, worker
         self.complete = config.batch_mode == "complete_episodes"
         # A row that is no transition, or a column that has finished its share, must be told apart: then, and only then,
-        # a mask.
-        self.masked = self.complete or env.filler_rows
+        # a mask. From the first fragment on, so that nothing compiles anew when an environment fails.
+        restarts = config.restart_failed_sub_environments
+        self.masked = self.complete or env.filler_rows or restarts
+        self._everyone = np.ones(env.num_envs, bool) if restarts else None
         self._filter_state = filter.init()
         self._filter_delta = filter.init()
         self.explore = config.explore
@@ -136,12 +139,11 @@ class VectorSampler:
             rows.put_obs(0, self._filtered(self._obs))
         before = Before(self._carry[0], self._prev_actions, self._prev_rewards)
         rows.starts[0] = self._start
-        ended: list[tuple[int, int, Any]] = []
-        going_on: set[tuple[int, int]] = set()  # ends for learning alone
+        ends = FragmentEnds(self.env)
         valid: list[np.ndarray] = []
         logps: list[Any] = []
-        active = np.ones(num_envs, bool) if self.complete else None
-        collected = np.zeros(num_envs, np.int64)
+        whole = WholeEpisodes(steps, self.env.place, num_envs) if self.complete else None
+        active = None if whole is None else whole.active
         horizon_t = self._tracker.length.copy()
         env, clock, began = self.env, time.perf_counter, time.perf_counter()
         inference = env_wait = 0.0
@@ -161,35 +163,29 @@ class VectorSampler:
             env_wait += clock() - stepping
             inference += acted - asked
             self._step += 1
-            moved = ~env.filler_mask if env.filler_rows else active
+            failed = ends.look(i, env_ended) if env_ended else ()
+            moved = self._moved(active, failed)
             if moved is not None:
                 valid.append(moved)
-            for b, _ in env_ended:
-                if env.reset_infos[b].get(EPISODE_CONTINUES):
-                    going_on.add((i, b))
             if self.config.horizon is not None:
                 env_ended = self._cut_at_horizon(i, rows, raw, env_ended, horizon_t, moved)
             if not self.filter.identity:
                 rows.put_obs(i + 1, self._filtered(raw))
             if env_ended:
-                ended.extend((i, b, final) for b, final in env_ended)
+                ends.add(i, env_ended)
             if env_ended or moved is not None:
                 self._mark_starts(i, rows, env_ended, moved)
             if self._live is not None:
-                over = [(b, final) for b, final in env_ended if (i, b) not in going_on]
-                self._live.step(rows.rewards[i], over, moved)
+                self._live.step(rows.rewards[i], *ends.games(i, env_ended), moved)
             if self._reads_previous:
                 self._set_previous(actions, rows.rewards[i], rows.starts[i + 1])
-            if active is not None:
-                collected += active
-                if env_ended:
-                    active = active.copy()
-                    for b, _ in env_ended:
-                        active[b] = active[b] and collected[b] < steps
+            if whole is not None and moved is not None:
+                whole.step(moved, env_ended, failed)
+                active = whole.active
             i += 1
         if not self._reads_previous:
             self._set_previous(actions, rows.rewards[i - 1], rows.starts[i])
-        fragment = self._fragment(rows, i, ended, going_on, valid, logps, before)
+        fragment = self._fragment(rows, i, ends, valid, logps, before)
         if self._perturbation is not None and acting is not own:
             self._carry = self._perturbation.update(own, acting, fragment, self._carry)
         self.perf.add(i, env_wait, inference, clock() - began)
@@ -209,6 +205,14 @@ class VectorSampler:
         actions, self._carry, logp = self._lean_act(weights, inputs, self._carry, self._key, self.explore)
         actions = np.asarray(actions) if isinstance(actions, jax.Array) else jax.tree.map(np.asarray, actions)
         return actions, logp
+
+    def _moved(self, active: np.ndarray | None, failed: Sequence[int]) -> np.ndarray | None:
+        """`[B]`, the environments whose step gave a transition; None where that is all of them in every step."""
+        moved = ~self.env.filler_mask if self.env.filler_rows else self._everyone if active is None else active
+        if failed and moved is not None:
+            moved = moved.copy()
+            moved[list(failed)] = False
+        return moved
 
     def _filtered(self, raw: PyTree) -> PyTree:
         return raw if self.filter.identity else self.filter.apply(self._filter_state, raw)
@@ -262,8 +266,7 @@ class VectorSampler:
         self,
         rows: FragmentRows,
         steps: int,
-        ended: list[tuple[int, int, Any]],
-        going_on: set[tuple[int, int]],
+        ends: FragmentEnds,
         valid_rows: list[np.ndarray],
         logps: list[Any],
         before: Before,
@@ -273,15 +276,17 @@ class VectorSampler:
         check_fragment(
             self.env.observation_space, rows.raw(steps + 1), rows.rewards[:steps], place, first_t=self._tracker.length
         )
-        last_raw, last_obs, valid = rows.raw_row(steps), rows.obs_row(steps), None
-        if self.masked:
-            steps, valid = self._pad(rows, steps, np.stack(valid_rows))
+        last_raw, last_obs = rows.raw_row(steps), rows.obs_row(steps)
+        played, moved = rows.rewards[:steps], np.stack(valid_rows) if self.masked else None
+        valid, given, finals = ends.settle(rows, moved, np.stack(logps) if logps else None, whole=self.complete)
+        if valid is not None:
+            steps, valid = self._pad(rows, valid)
         starts = rows.starts[: steps + 1]
         if valid is not None:
             starts[:-1] &= valid
         rewards = rows.rewards[:steps]
         index = self._tracker.index(starts)
-        records = self._tracker.finish(rewards, [(i, b) for i, b, _ in ended], valid, going_on)
+        records = self._tracker.finish(played, ends.places(), moved, ends.going_on, ends.broken_off)
         self.episodes.extend(records if self._live is None else self._live.complete(records))
         columns: dict[str, Any] = {
             "obs": rows.obs(steps),
@@ -295,14 +300,16 @@ class VectorSampler:
             "unroll_id": np.full((steps, num_envs), self._unroll, np.int32),
             "last_obs": last_obs,
         }
-        columns["final_obs"], columns["final_index"] = self._finals(ended, steps)
+        columns["final_obs"], columns["final_index"] = self._finals(finals, steps)
+        for i, b in () if self.complete else ends.failed:
+            index.t[i, b] = -1  # no step of an episode; its slot counts, so that batches keep their size
         if valid is not None:
             columns["mask"] = valid
         if self._recurrent:
             columns["state_in"] = jax.tree.map(np.asarray, before.state)
-        if logps:
+        if given is not None:
             columns["action_logp"] = np.zeros((steps, num_envs), np.float32)
-            columns["action_logp"][: len(logps)] = logps
+            columns["action_logp"][: len(given)] = given
         reads = self.policy.spec.reads | self._reads
         if "prev_actions" in reads:
             columns["prev_actions"] = jax.tree.map(
@@ -321,9 +328,9 @@ class VectorSampler:
         self.env.end_fragment()
         return SampleBatch._make(columns, True)
 
-    def _pad(self, rows: FragmentRows, steps: int, valid: np.ndarray) -> tuple[int, np.ndarray]:
+    def _pad(self, rows: FragmentRows, valid: np.ndarray) -> tuple[int, np.ndarray]:
         """Pads a fragment of whole episodes, so that few lengths are ever compiled."""
-        total = steps
+        total = steps = len(valid)
         if self.complete:
             fragment = self.config.rollout_fragment_length
             total = padded_length(steps, fragment, self._longest_episode, bytes_of(self._obs))
@@ -331,23 +338,9 @@ class VectorSampler:
         rows.starts[steps + 1 : total + 1] = rows.starts[steps]
         return total, np.concatenate([valid, np.zeros((total - steps, valid.shape[1]), bool)])
 
-    def _finals(self, ended: list[tuple[int, int, Any]], steps: int) -> tuple[PyTree, np.ndarray]:
+    def _finals(self, ended: list[Final], steps: int) -> tuple[PyTree, np.ndarray]:
         slots = self._final_slots = final_slots(self._final_slots, len(ended), steps, self.env.num_envs)
-        final_obs = empty_rows(self.env.observation_space, slots)
-        index = np.full((slots, 2), FINAL_PAD, np.int32)
-        index[:, 1] = 0
-        if ended:
-            finals = jax.tree.map(lambda *x: np.stack(x), *(final for _, _, final in ended))
-            finals = self._filtered(finals)
-
-            def put(into: np.ndarray, values: np.ndarray) -> np.ndarray:
-                into = into if into.dtype == values.dtype else into.astype(values.dtype)
-                into[: len(ended)] = values
-                return into
-
-            final_obs = jax.tree.map(put, final_obs, finals)
-            index[: len(ended)] = [(i, b) for i, b, _ in ended]
-        return final_obs, index
+        return final_rows(ended, empty_rows(self.env.observation_space, slots), slots, self._filtered)
 
     # ---- what the worker asks for
 

@@ -66,6 +66,7 @@ class RolloutWorker:
         self.policies = {pid: p if isinstance(p, Policy) else p.build() for pid, p in policies.items()}
         self.callbacks = config.callbacks
         self.env = make_worker_env(config, worker_index, num_workers, num_envs) if env is None else env
+        self._restarts = 0
         self.weights: dict[PolicyID, Weights] = {}
         self.weights_version = -1
         self._cpu = jax.local_devices(backend="cpu")[0]
@@ -121,9 +122,11 @@ class RolloutWorker:
         """The episodes that ended since the last call."""
         return self.sampler.pop_episodes()
 
-    def pop_metrics(self) -> tuple[list[EpisodeRecord], tuple[int, float, float, float]]:
-        """The episodes that ended since the last call, and where the time of sampling went."""
-        return self.sampler.pop_episodes(), self.sampler.perf.pop()
+    def pop_metrics(self) -> tuple[list[EpisodeRecord], tuple[int, float, float, float], int]:
+        """Of the time since the last call: episodes that ended, where time went, environments created anew."""
+        restarts = sum(env.num_restarts for env in (self.env if isinstance(self.env, list) else [self.env]))
+        new, self._restarts = restarts - self._restarts, restarts
+        return self.sampler.pop_episodes(), self.sampler.perf.pop(), new
 
     # ---- weights and filters
 
@@ -234,4 +237,5 @@ def make_worker_env(config: Any, worker_index: int, num_workers: int, num_envs: 
     stepping = config.env_stepping
     if config.batch_mode == "complete_episodes" and stepping == "auto":
         stepping = "sync"  # columns that have their share wait, which native vector environments cannot
-    return make_environments(config.env, count, context, stepping=stepping)
+    restart = config.restart_failed_sub_environments
+    return make_environments(config.env, count, context, stepping=stepping, restart=restart)

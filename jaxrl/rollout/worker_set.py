@@ -58,6 +58,7 @@ class WorkerSet:
         self.local: RolloutWorker | None = None
         self.version = 0
         self.sampler_perf: dict[str, float] = {}
+        self.num_env_restarts = 0  # environments created anew, as of the last `pop_episodes`
         self.filters = {
             pid: make_filter(config.observation_filter, policy.spec.obs_space) for pid, policy in policies.items()
         }
@@ -356,9 +357,10 @@ class WorkerSet:
         else:
             chosen = range(1, self.config.num_workers + 1) if of_workers is None else of_workers
             answers = self._collect("pop_metrics", timeout_s)
-            popped = [(records if place.index in chosen else [], perf) for place, (records, perf) in answers]
-        self.sampler_perf = sampler_perf([perf for _, perf in popped])
-        return [record for records, _ in popped for record in records]
+            popped = [(records if place.index in chosen else [], *more) for place, (records, *more) in answers]
+        self.sampler_perf = sampler_perf([perf for _, perf, _ in popped])
+        self.num_env_restarts += sum(restarts for _, _, restarts in popped)
+        return [record for records, _, _ in popped for record in records]
 
     # ---- state
 

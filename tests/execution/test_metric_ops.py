@@ -22,6 +22,7 @@ class Workers:
 
     actors = ("worker 1", "worker 2")
     num_restarts = 3
+    num_env_restarts = 4
 
     def __init__(self):
         self.syncs = 0
@@ -61,7 +62,7 @@ def test_results_have_rllibs_keys():
     assert last["episodes_this_iter"] == 1
     assert last["policy_reward_mean"] == {"hunter": 1.0}
     assert last["timesteps_total"] == 50
-    assert (last["num_healthy_workers"], last["num_worker_restarts"]) == (2, 3)
+    assert (last["num_healthy_workers"], last["num_worker_restarts"], last["num_env_restarts"]) == (2, 3, 4)
     assert last["info"] == {"learner": {"hunter": {"total_loss": 1.0}}, "num_steps_sampled": 50}
     assert "learn_time_ms" in last["timers"]
     assert {"hist_stats", "custom_metrics", "policy_reward_min", "policy_reward_max"} <= set(last)
