@@ -21,10 +21,11 @@ def test_restarts_are_counted_until_the_budget_is_spent():
     budget.spend(1, ValueError("a"), answered=True)
     budget.spend(2, ValueError("b"), answered=True)
     assert budget.restarts == 2
+    cause = ValueError("c")
     with pytest.raises(
         WorkerError, match=r"worker 1 failed, and max_worker_restarts=2 is spent: ValueError: c"
     ) as caught:
-        budget.spend(1, cause := ValueError("c"), answered=True)
+        budget.spend(1, cause, answered=True)
     assert caught.value.__cause__ is cause and budget.restarts == 2
 
 
