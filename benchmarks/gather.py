@@ -58,7 +58,8 @@ def measure(options: Options) -> Row:
                 return speed
 
             def theirs(size: int = size) -> float:
-                return rate(rays.from_iterators([Items(size)] * 2, repeat=False).gather_async(num_async=2), seconds)
+                sources: Any = [Items(size)] * 2
+                return rate(rays.from_iterators(sources, repeat=False).gather_async(num_async=2), seconds)
 
             figures[size] = alternate({"jaxrl": ours, "ray.util.iter": theirs}, options.choose(5, 2))
     finally:

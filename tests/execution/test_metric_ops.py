@@ -122,7 +122,7 @@ def test_episodes_are_operator_state():
 
 def test_no_episode_yet_is_nan():
     ctx = make_context()
-    ctx.workers.pop_episodes = lambda timeout_s=None: []
+    ctx.workers.pop_episodes = lambda timeout_s=None, of_workers=None: []
     result = next(StandardMetricsReporting(ctx, rounds(ctx, 1)))
     assert result["episode_reward_mean"] != result["episode_reward_mean"]
     assert result["episodes_this_iter"] == 0

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import pytest
 import ray
@@ -54,7 +55,7 @@ class Killer(threading.Thread):
             time.sleep(self.rng.uniform(0.0, 2.0))
             actors = self.trainer.workers.actors
             try:
-                pid = ray.get(self.rng.choice(actors).ping.remote(), timeout=60)
+                pid: Any = ray.get(self.rng.choice(actors).ping.remote(), timeout=60)
             except RayError:
                 continue
             os.kill(pid, signal.SIGKILL)
@@ -68,7 +69,7 @@ def test_twenty_killed_workers_do_not_keep_a_run_from_learning(algorithm):
     config = {"env": "CartPole-v1", "num_workers": 2, "seed": 0, "max_worker_restarts_per_minute": 60}
     try:
         with registry.resolve("algorithm", algorithm)(config={**config, **RUNS[algorithm]}) as trainer:
-            trainer.train()
+            result = trainer.train()
             killer = Killer(trainer, KILLS)
             killer.start()
             deadline, best = time.monotonic() + 1200, 0.0
@@ -110,6 +111,7 @@ def test_whenever_a_driver_is_killed_while_it_saves_the_newest_checkpoint_loads(
     }
     code = SAVER.format(config=config, directory=str(tmp_path))
     rng = random.Random(2)
+    found: list[pathlib.Path] = []
     for _ in range(SAVES):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
