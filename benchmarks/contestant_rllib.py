@@ -37,6 +37,8 @@ def async_config(name: str) -> Any:
     config = getattr(algorithm, f"{name.upper()}Config")().env_runners(
         num_env_runners=2, num_envs_per_env_runner=5, rollout_fragment_length=50
     )
+    # Else an iteration lasts ten seconds: as many env steps as one of jaxrl's.
+    config.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=5000)
     return with_model(config).training(train_batch_size_per_learner=500)
 
 

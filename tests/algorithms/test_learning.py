@@ -25,6 +25,8 @@ HELD_TO = [
     "a2c/cartpole-a2c",
     "a2c/cartpole-a2c-microbatch",
     "a3c/cartpole-a3c",
+    "apex/cartpole-apex",
+    "apex/pendulum-apex-ddpg",
     "impala/cartpole-impala",
     "impala/pendulum-impala",
     "impala/stateless-cartpole-impala-lstm",
