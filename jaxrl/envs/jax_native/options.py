@@ -1,0 +1,41 @@
+"""The `env_config` of the built-in JAX environments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrl.registry import did_you_mean
+from jaxrl.types import ConfigError
+
+
+def take_options(name: str, env_config: Mapping[str, Any] | None, **defaults: Any) -> dict[str, Any]:
+    """Returns the defaults with what `env_config` sets.
+
+    Args:
+        name: of the environment, for errors.
+        env_config: options by name; `render_mode` is the host's and left out.
+        **defaults: each option's default, whose type a value must have (an int serves as a float).
+
+    Raises:
+        ConfigError: an option that does not exist, or a value of another type.
+
+    Example:
+        >>> take_options("jax/CartPole-v1", {"max_episode_steps": 200}, max_episode_steps=500)
+        {'max_episode_steps': 200}
+    """
+    options = dict(defaults)
+    for key, value in (env_config or {}).items():
+        if key == "render_mode":
+            continue
+        if key not in defaults:
+            raise ConfigError(
+                f"{name}: env_config has no option {key!r}{did_you_mean(key, defaults)}; it has "
+                f"{', '.join(defaults) or 'none'}"
+            )
+        kind = type(defaults[key])
+        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"{name}: env_config[{key!r}]: expected {kind.__name__}, got {value!r}")
+        options[key] = kind(value)
+    return options
