@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import gymnasium as gym
 import jax
@@ -12,79 +12,188 @@ import numpy as np
 import pytest
 
 from jaxrl.envs import make_env_creator
+from jaxrl.envs.examples.memory import RepeatAfterMe
 from jaxrl.envs.jax_native import (
+    AcrobotState,
     CartPoleState,
     JaxEnv,
+    MountainCarState,
+    PendulumState,
+    ProbeState,
+    RepeatAfterMeState,
     TimeLimitState,
+    acrobot,
+    action_probe,
     cart_pole,
+    discount_probe,
     draw_resets,
+    mountain_car,
+    mountain_car_continuous,
+    observation_action_probe,
+    observation_probe,
+    pendulum,
+    repeat_after_me,
     stateless_cart_pole,
     time_limit,
+    value_probe,
     vector_step,
 )
+from jaxrl.envs.jax_native.memory import token
+from jaxrl.envs.probes import ProbeEnv
 from jaxrl.types import ConfigError
 
 STEPS = 10_000
 
 
-def elapsed(env: Any) -> int:
-    """Steps of the episode so far, as the original's TimeLimit counts them."""
-    while not hasattr(env, "_elapsed_steps"):
-        env = env.env
-    return env._elapsed_steps
+class Pair(NamedTuple):
+    """A JAX environment and its original.
+
+    Attributes:
+        env: ours.
+        original: what creates the original.
+        read: the original (unwrapped) and the steps of its episode, as a state of ours.
+        drive: an action that gets somewhere, taken in each second episode; random actions seldom end some tasks.
+        in_step: chaotic: take the original's state over in each step rather than at resets alone.
+    """
+
+    env: JaxEnv
+    original: Any
+    read: Callable[[Any, int], Any]
+    drive: Callable[[Any], Any] | None = None
+    in_step: bool = False
 
 
-def limited(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """State of a time-limited environment from its original."""
-    return lambda env: TimeLimitState(read(env.unwrapped.state), jnp.int32(elapsed(env)))
+def floats(kind: Callable[..., Any]) -> Callable[[Any, int], Any]:
+    """Reads a time-limited environment's state, whose parts are numbers in the original's order."""
+    return lambda original, t: TimeLimitState(kind(*jnp.asarray(original.state, jnp.float32)), jnp.int32(t))
 
 
-def cart_pole_state(state: Any) -> CartPoleState:
-    return CartPoleState(*jnp.asarray(state, jnp.float32))
+def pendulum_state(original: Any, t: int) -> TimeLimitState:
+    theta, theta_dot = original.state
+    wrapped = (theta + np.pi) % (2 * np.pi) - np.pi
+    return TimeLimitState(PendulumState(jnp.float32(wrapped), jnp.float32(theta_dot)), jnp.int32(t))
 
 
-# (JAX environment, its original, the original's state for ours, taken over in each step rather than at resets alone)
-ORIGINALS: dict[str, tuple[JaxEnv, str, Callable[[Any], Any], bool]] = {
-    "CartPole-v1": (cart_pole(), "CartPole-v1", limited(cart_pole_state), False),
-    "StatelessCartPole": (stateless_cart_pole(), "StatelessCartPole", limited(cart_pole_state), False),
+class Tokens:
+    """Stands in for a random generator: the tokens of one of our episodes."""
+
+    def __init__(self, seed: int) -> None:
+        self.tokens = iter(np.asarray(TOKENS(jnp.uint32(seed))).tolist())
+
+    def integers(self, high: int) -> int:
+        return next(self.tokens)
+
+
+TOKENS = jax.jit(lambda seed: token(seed, jnp.arange(102)))
+
+
+class RepeatOurTokens(RepeatAfterMe):
+    """The original, with our tokens."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        if seed is not None:
+            self.seeds = np.random.default_rng(seed)
+        self.seed = int(self.seeds.integers(2**32))
+        self.np_random = cast(Any, Tokens(self.seed))
+        return RepeatAfterMe.reset(self)
+
+
+def repeat_state(original: Any, t: int) -> TimeLimitState:
+    return TimeLimitState(RepeatAfterMeState(jnp.uint32(original.seed), jnp.int32(t)), jnp.int32(t))
+
+
+def probe_state(original: Any, t: int) -> ProbeState:
+    return ProbeState(jnp.float32(original.obs), jnp.int32(t))
+
+
+PROBES = {
+    "ValueProbe": value_probe,
+    "ObservationProbe": observation_probe,
+    "DiscountProbe": discount_probe,
+    "ActionProbe": action_probe,
+    "ObservationActionProbe": observation_action_probe,
 }
 
+CONTINUOUS = {"continuous": True}
 
-@pytest.mark.parametrize("name", ORIGINALS)
+PAIRS: dict[str, Pair] = {
+    "CartPole-v1": Pair(cart_pole(), "CartPole-v1", floats(CartPoleState)),
+    "CartPole-v1, balanced": Pair(
+        cart_pole(), "CartPole-v1", floats(CartPoleState), lambda obs: int(obs[2] + obs[3] > 0), in_step=True
+    ),
+    "StatelessCartPole": Pair(stateless_cart_pole(), "StatelessCartPole", floats(CartPoleState)),
+    "Pendulum-v1": Pair(pendulum(), "Pendulum-v1", pendulum_state, in_step=True),
+    "Acrobot-v1": Pair(acrobot(), "Acrobot-v1", floats(AcrobotState), lambda obs: 2 if obs[4] < 0 else 0, in_step=True),
+    "MountainCar-v0": Pair(
+        mountain_car(), "MountainCar-v0", floats(MountainCarState), lambda obs: 2 if obs[1] > 0 else 0
+    ),
+    "MountainCarContinuous-v0": Pair(
+        mountain_car_continuous(),
+        "MountainCarContinuous-v0",
+        floats(MountainCarState),
+        lambda obs: np.sign(obs[1:] + 1e-6),
+    ),
+    "RepeatAfterMe": Pair(repeat_after_me(), RepeatOurTokens, repeat_state),
+    "RepeatAfterMe, delay 3": Pair(
+        repeat_after_me({"repeat_delay": 3, "episode_len": 20}),
+        lambda: RepeatOurTokens({"repeat_delay": 3, "episode_len": 20}),
+        repeat_state,
+    ),
+    **{name: Pair(make(), name, probe_state) for name, make in PROBES.items()},
+    **{
+        f"{name}, continuous": Pair(
+            make({"continuous": True}), lambda name=name: ProbeEnv(name, CONTINUOUS), probe_state
+        )
+        for name, make in PROBES.items()
+    },
+}
+CLASSIC = [name for name in PAIRS if name in gym.registry]
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_ten_thousand_random_steps_beside_the_original(name):
-    env, original_name, read_state, in_step = ORIGINALS[name]
-    original = make_env_creator(original_name)({})
+    env, make, read, drive, in_step = PAIRS[name]
+    original = make_env_creator(make)({})
     assert env.observation_space == original.observation_space
     assert env.action_space == original.action_space
     original.action_space.seed(1)
-    original.reset(seed=1)
+    obs, _ = original.reset(seed=1)
     step, key = jax.jit(env.step), jax.random.key(0)
-    state = read_state(original)
-    ends = 0
-    for t in range(STEPS):
-        action = original.action_space.sample()
+    state = read(original.unwrapped, 0)
+    kinds = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
+    elapsed, ends, ours, theirs = 0, 0, [], []
+    for _ in range(STEPS):
+        driven = drive is not None and ends % 2 == 1
+        action = drive(obs) if drive is not None and driven else original.action_space.sample()
         obs, reward, terminated, truncated, _ = original.step(action)
         out = step(key, state, action)
-        np.testing.assert_allclose(out.obs, np.asarray(obs), rtol=2e-5, atol=2e-5, err_msg=f"obs of step {t}")
-        np.testing.assert_allclose(out.reward, reward, rtol=1e-5, atol=1e-5, err_msg=f"reward of step {t}")
-        assert (bool(out.terminated), bool(out.truncated)) == (terminated, truncated), f"ends of step {t}"
-        assert out.obs.dtype == (jnp.int32 if env.observation_space.shape == () else jnp.float32)
-        assert out.reward.dtype == jnp.float32
+        ours.append(out[1:])
+        theirs.append((obs, reward, terminated, truncated))
         state = out.state
+        elapsed += 1
         if terminated or truncated:
-            ends += 1
-            original.reset()
+            ends, elapsed = ends + 1, 0
+            obs, _ = original.reset()
         if terminated or truncated or in_step:
-            state = read_state(original)
-    assert ends >= 5
+            state = read(original.unwrapped, elapsed)
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)] == kinds
+    dtype = jnp.int32 if env.observation_space.shape == () else jnp.float32
+    assert [leaf.dtype for leaf in ours[-1]] == [dtype, jnp.float32, jnp.bool_, jnp.bool_]
+    our_obs, our_rewards, *our_ends = (np.array(column) for column in zip(*ours, strict=True))
+    obs, rewards, *ends_of_both_kinds = (np.array(column) for column in zip(*theirs, strict=True))
+    np.testing.assert_array_equal(our_ends, ends_of_both_kinds)
+    np.testing.assert_allclose(our_obs, obs, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(our_rewards, rewards, rtol=1e-5, atol=1e-5)
+    assert ends >= 10
+    assert np.sum(ends_of_both_kinds[0]) >= 5 or name.startswith(("Pendulum", "RepeatAfterMe"))
     original.close()
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", PAIRS)
 def test_resets_draw_what_the_original_draws(name):
-    env, original_name, _, _ = ORIGINALS[name]
-    original = make_env_creator(original_name)({})
-    theirs = np.array([original.reset(seed=i)[0] for i in range(2000)], np.float64)
+    env, original = PAIRS[name].env, make_env_creator(PAIRS[name].original)({})
+    original.reset(seed=0)
+    theirs = np.array([original.reset()[0] for _ in range(2000)], np.float64)
     _, obs = draw_resets(env, jax.random.key(0), (2000,))
     ours = np.asarray(obs, np.float64)
     assert all(original.observation_space.contains(one.astype(original.observation_space.dtype)) for one in ours[:50])
@@ -96,17 +205,28 @@ def test_resets_draw_what_the_original_draws(name):
     original.close()
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", CLASSIC)
 def test_limits_and_thresholds_are_the_original_ones(name):
-    env, original_name, _, _ = ORIGINALS[name]
-    if original_name in gym.registry:
-        spec = gym.spec(original_name)
-        assert (env.max_episode_steps, env.reward_threshold) == (spec.max_episode_steps, spec.reward_threshold)
+    env, spec = PAIRS[name].env, gym.spec(name)
+    assert (env.max_episode_steps, env.reward_threshold) == (spec.max_episode_steps, spec.reward_threshold)
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", CLASSIC)
+def test_pictures_are_the_original_ones(name):
+    env, read = PAIRS[name].env, PAIRS[name].read
+    original = make_env_creator(name)({"render_mode": "rgb_array"})
+    original.reset(seed=3)
+    state = jax.tree.map(np.asarray, read(original.unwrapped, 0))
+    assert env.render is not None
+    frame = env.render(state)
+    assert frame.dtype == np.uint8
+    np.testing.assert_array_equal(frame, original.render())
+    original.close()
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_a_vector_step_is_the_step_of_each_row(name):
-    env = ORIGINALS[name][0]
+    env = PAIRS[name].env
     keys = jax.random.split(jax.random.key(0), 3)
     states, _ = draw_resets(env, keys[0], (4,))
     fresh = draw_resets(env, keys[1], (4,))

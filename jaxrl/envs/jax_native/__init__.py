@@ -1,19 +1,46 @@
 """JAX-native environments: pure functions that compile with the policy, and the classic tasks written so."""
 
+from jaxrl.envs.jax_native.acrobot import AcrobotState, acrobot
 from jaxrl.envs.jax_native.auto_reset import VectorStep, draw_resets, select_rows, vector_step
 from jaxrl.envs.jax_native.cart_pole import CartPoleState, cart_pole, stateless_cart_pole
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, TimeLimitState, time_limit
+from jaxrl.envs.jax_native.memory import RepeatAfterMeState, repeat_after_me
+from jaxrl.envs.jax_native.mountain_car import MountainCarState, mountain_car, mountain_car_continuous
+from jaxrl.envs.jax_native.pendulum import PendulumState, pendulum
+from jaxrl.envs.jax_native.probes import (
+    ProbeState,
+    action_probe,
+    discount_probe,
+    observation_action_probe,
+    observation_probe,
+    value_probe,
+)
 
 __all__ = [
+    "AcrobotState",
     "CartPoleState",
     "JaxEnv",
     "JaxStep",
+    "MountainCarState",
+    "PendulumState",
+    "ProbeState",
+    "RepeatAfterMeState",
     "TimeLimitState",
     "VectorStep",
+    "acrobot",
+    "action_probe",
     "cart_pole",
+    "discount_probe",
     "draw_resets",
+    "mountain_car",
+    "mountain_car_continuous",
+    "observation_action_probe",
+    "observation_probe",
+    "pendulum",
+    "repeat_after_me",
     "select_rows",
     "stateless_cart_pole",
     "time_limit",
+    "value_probe",
     "vector_step",
 ]

@@ -1,0 +1,102 @@
+"""MountainCar-v0 and MountainCarContinuous-v0 (Moore, 1990, https://www.cl.cam.ac.uk/techreports/UCAM-CL-TR-209.pdf).
+
+The dynamics of Gymnasium's MountainCarEnv and Continuous_MountainCarEnv, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+
+from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, time_limit
+from jaxrl.envs.jax_native.options import take_options
+from jaxrl.envs.jax_native.pictures import draw_with
+from jaxrl.types import Array
+
+_LEFT, _RIGHT = -1.2, 0.6
+_MAX_SPEED = 0.07
+_GRAVITY = 0.0025
+_LOW = np.array([_LEFT, -_MAX_SPEED], np.float32)
+_HIGH = np.array([_RIGHT, _MAX_SPEED], np.float32)
+
+
+class MountainCarState(NamedTuple):
+    """Position and velocity of the car, float32 scalars."""
+
+    position: Array
+    velocity: Array
+
+
+def mountain_car(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
+    """MountainCar-v0: push left, not at all, or right; reward -1 for each step before the flag at 0.5, 200 steps.
+
+    Args:
+        env_config: `max_episode_steps` (default 200), `goal_velocity` (default 0.0).
+    """
+    options = take_options("jax/MountainCar-v0", env_config, max_episode_steps=200, goal_velocity=0.0)
+    goal_velocity = options["goal_velocity"]
+
+    def step(key: Array, state: MountainCarState, action: Array) -> JaxStep:
+        state = _roll(state, 0.001 * (jnp.asarray(action, jnp.float32) - 1.0))
+        arrived = (state.position >= 0.5) & (state.velocity >= goal_velocity)
+        return JaxStep(state, jnp.stack(state), jnp.float32(-1.0), arrived, jnp.zeros_like(arrived))
+
+    env = JaxEnv(
+        name="jax/MountainCar-v0",
+        reset=_reset,
+        step=step,
+        observation_space=Box(_LOW, _HIGH, dtype=np.float32),
+        action_space=Discrete(3),
+        render=draw_with("MountainCar-v0", _show),
+        reward_threshold=-110.0,
+    )
+    return time_limit(env, options["max_episode_steps"])
+
+
+def mountain_car_continuous(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
+    """MountainCarContinuous-v0: a force in [-1, 1]; reward 100 at the flag at 0.45, -force^2 / 10 a step, 999 steps.
+
+    Args:
+        env_config: `max_episode_steps` (default 999), `goal_velocity` (default 0.0).
+    """
+    options = take_options("jax/MountainCarContinuous-v0", env_config, max_episode_steps=999, goal_velocity=0.0)
+    goal_velocity = options["goal_velocity"]
+
+    def step(key: Array, state: MountainCarState, action: Array) -> JaxStep:
+        state = _roll(state, 0.0015 * jnp.clip(action[0], -1.0, 1.0))
+        arrived = (state.position >= 0.45) & (state.velocity >= goal_velocity)
+        reward = jnp.where(arrived, 100.0, 0.0) - 0.1 * action[0] ** 2
+        return JaxStep(state, jnp.stack(state), reward, arrived, jnp.zeros_like(arrived))
+
+    env = JaxEnv(
+        name="jax/MountainCarContinuous-v0",
+        reset=_reset,
+        step=step,
+        observation_space=Box(_LOW, _HIGH, dtype=np.float32),
+        action_space=Box(-1.0, 1.0, (1,), np.float32),
+        render=draw_with("MountainCarContinuous-v0", _show),
+        reward_threshold=90.0,
+    )
+    return time_limit(env, options["max_episode_steps"])
+
+
+def _roll(state: MountainCarState, push: Array) -> MountainCarState:
+    """The car's next position and velocity; the left wall stops it."""
+    velocity = state.velocity + push - _GRAVITY * jnp.cos(3 * state.position)
+    velocity = jnp.clip(velocity, -_MAX_SPEED, _MAX_SPEED)
+    position = jnp.clip(state.position + velocity, _LEFT, _RIGHT)
+    return MountainCarState(position, jnp.where((position <= _LEFT) & (velocity < 0), 0.0, velocity))
+
+
+def _reset(key: Array) -> tuple[MountainCarState, Array]:
+    state = MountainCarState(jax.random.uniform(key, (), jnp.float32, -0.6, -0.4), jnp.float32(0.0))
+    return state, jnp.stack(state)
+
+
+def _show(env: Any, state: MountainCarState) -> None:
+    env.state = np.array(state, np.float64)
