@@ -37,8 +37,7 @@ def async_config(name: str) -> Any:
     config = getattr(algorithm, f"{name.upper()}Config")().env_runners(
         num_env_runners=2, num_envs_per_env_runner=5, rollout_fragment_length=50
     )
-    # Else an iteration lasts ten seconds: as many env steps as one of jaxrl's.
-    config.reporting(min_time_s_per_iteration=0, min_sample_timesteps_per_iteration=5000)
+    config.reporting(min_time_s_per_iteration=0.5)  # else an iteration lasts ten seconds
     return with_model(config).training(train_batch_size_per_learner=500)
 
 
@@ -52,12 +51,15 @@ def with_model(config: Any) -> Any:
 def main() -> None:
     reports = Reports()
     ray = importlib.import_module("ray")
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    # Its asynchronous algorithms learn on an actor, which asks for a CPU of its own beside the workers', and waits for
+    # one for ever where there are two.
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     config = {"ppo": ppo_config, "impala": async_config, "appo": async_config}[sys.argv[1]](sys.argv[1])
     algorithm = config.build_algo()
 
     def sampled() -> int:
-        return int(algorithm.train()["env_runners"]["num_env_steps_sampled_lifetime"])
+        # A first, short iteration has nothing to tell yet.
+        return int(algorithm.train()["env_runners"].get("num_env_steps_sampled_lifetime", 0))
 
     def work(iterations: int) -> dict[str, Any]:
         before, started, after = sampled(), time.perf_counter(), 0

@@ -35,7 +35,7 @@ def contestant(workers: int, seconds: float) -> None:
 
     from jaxrl.algorithms.impala import IMPALATrainer
 
-    share = round(2 / workers, 2) if workers > 2 else 1
+    share = math.floor(200 / workers) / 100 if workers > 2 else 1
     with IMPALATrainer(config={**ASYNCHRONOUS, "num_workers": workers, "num_cpus_per_worker": share}) as trainer:
         for _ in range(5):
             trainer.train()

@@ -170,6 +170,11 @@ class Learner:
 
     # ---- devices
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that share each batch; None: the default device alone."""
+        return self._mesh
+
     def _on_devices(self) -> AbstractContextManager[Any]:
         # Within it `learn` sees the devices, and spreads each minibatch over them.
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)

@@ -46,7 +46,8 @@ def OncePerTimestepsElapsed(ctx: PlanContext, delay_steps: int) -> Operator:
         now = ctx.counters[STEPS_SAMPLED]
         return (now, True) if now - last >= delay_steps else (last, False)
 
-    return Operator(f"OncePerTimestepsElapsed({delay_steps})", apply, init=lambda: 0, host_only=True)
+    name = f"OncePerTimestepsElapsed({delay_steps})"
+    return Operator(name, apply, init=lambda: 0, host_only=True, between_rounds=True)
 
 
 def OncePerTimeInterval(seconds: float) -> Operator:
@@ -60,7 +61,7 @@ def OncePerTimeInterval(seconds: float) -> Operator:
         last[0] = now
         return state, True
 
-    return Operator(f"OncePerTimeInterval({seconds:g} s)", apply, host_only=True)
+    return Operator(f"OncePerTimeInterval({seconds:g} s)", apply, host_only=True, between_rounds=True)
 
 
 def CollectMetrics(ctx: PlanContext, selected_workers: Collection[int] | None = None) -> Operator:
@@ -94,7 +95,7 @@ def CollectMetrics(ctx: PlanContext, selected_workers: Collection[int] | None = 
             result["info"]["learner_queue"] = thread.stats()
         return history, result
 
-    return Operator("CollectMetrics", apply, init=list, host_only=True)
+    return Operator("CollectMetrics", apply, init=list, host_only=True, between_rounds=True)
 
 
 trees.register_codec(

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from jaxrl.execution.compiled_form import CompiledForm
 from jaxrl.execution.waiting import NOT_READY, Wait
 
 IterableFactory = Iterable[Any] | Callable[[], Iterable[Any]]
@@ -34,6 +35,9 @@ class Operator(NamedTuple):
         on_fetch_start: called once before each new item is fetched, to time the wait for it.
         per_worker: True if `apply` and `init` take the worker that they run on before their other arguments; such an
             operator runs on shards alone (see `on_worker.OnWorker`).
+        compiled: what takes a host-only operator's place within a compiled program; None: nothing does.
+        between_rounds: True if `apply` looks at the plan's context alone, not at its item, so that a host-only operator
+            can stand behind a compiled program.
 
     Example:
         >>> count = Operator("Count", lambda n, item: (n + 1, (n, item)), init=lambda: 0)
@@ -49,6 +53,8 @@ class Operator(NamedTuple):
     wait: Callable[[Any, Any, float], Any] | None = None
     on_fetch_start: Callable[[], Any] | None = None
     per_worker: bool = False
+    compiled: CompiledForm | None = None
+    between_rounds: bool = False
 
     def bound_to(self, worker: Any) -> Operator:
         """The operator on a worker: as it is, or with its functions given the worker."""
@@ -73,8 +79,8 @@ def as_operator(fn: Callable[[Any], Any] | Operator) -> Operator:
     """Wraps a plain callable as a stateless operator; an `Operator` is returned as it is.
 
     Args:
-        fn: an operator, or a callable `item -> item`. Its attribute `host_only`, if it has one, is taken over; its
-            name is its `name`, its `__name__` or that of its class.
+        fn: an operator, or a callable `item -> item`. Its attributes `host_only` and `compiled`, if it has them, are
+            taken over; its name is its `name`, its `__name__` or that of its class.
     """
     if isinstance(fn, Operator):
         return fn
@@ -83,7 +89,12 @@ def as_operator(fn: Callable[[Any], Any] | Operator) -> Operator:
     name = getattr(fn, "name", None) or getattr(fn, "__name__", None) or type(fn).__name__
     if name == "<lambda>":
         name = "lambda"
-    return Operator(str(name), Stateless(fn), host_only=bool(getattr(fn, "host_only", False)))
+    return Operator(
+        str(name),
+        Stateless(fn),
+        host_only=bool(getattr(fn, "host_only", False)),
+        compiled=getattr(fn, "compiled", None),
+    )
 
 
 class Node:

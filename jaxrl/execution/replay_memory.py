@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from jaxrl.data import MultiAgentBatch, SampleBatch
-from jaxrl.replay import ReplayBuffer, load, save
+from jaxrl.replay import ReplayBuffer, jax_twin, load, save
 from jaxrl.types import CheckpointError, ConfigError, PolicyID
 
 # Of the directories that hold the contents: a policy's id may be any text, and is no path.
@@ -43,6 +44,15 @@ class ReplayMemory:
         self.buffer, self.policies, self.lockstep = buffer, policies, lockstep
         self.learning_starts, self.store_in_checkpoints = learning_starts, store_in_checkpoints
         self.states: dict[PolicyID, Any] = {}
+
+    @functools.cached_property
+    def compiled(self) -> ReplayBuffer:
+        """The buffer's twin of JAX arrays, for compiled programs.
+
+        Raises:
+            ConfigError: it has none: it holds sequences, or the newest frames of stacks.
+        """
+        return jax_twin(self.buffer)
 
     def add(self, batch: MultiAgentBatch, priorities: Mapping[PolicyID, np.ndarray] | None = None) -> None:
         """Stores the rows of every policy that learns.

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxrl.data import MultiAgentBatch, SampleBatch, as_multi_agent
+from jaxrl.execution.compiled_form import CompiledForm, Trained, Turn, World
 from jaxrl.execution.context import STEPS_SAMPLED, STEPS_TRAINED, PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.nodes import Operator, random_unit
 from jaxrl.execution.replay_memory import ReplayMemory
 from jaxrl.execution.train_ops import Info
 from jaxrl.execution.waiting import NOT_READY
-from jaxrl.types import LossError
+from jaxrl.policies import followed
+from jaxrl.types import LossError, PolicyID
 
 Batch = SampleBatch | MultiAgentBatch
 
@@ -44,7 +49,10 @@ def StoreToReplayBuffer(ctx: PlanContext, memory: ReplayMemory) -> Operator:
             ctx.sync_weights()
         return state, batch
 
-    return Operator("StoreToReplayBuffer", apply, host_only=True)
+    def store(turn: Turn, world: World, state: Any, batch: SampleBatch, key: Any) -> tuple[World, Any, SampleBatch]:
+        return world._replace(memory=memory.compiled.add(world.memory, batch)), state, batch
+
+    return Operator("StoreToReplayBuffer", apply, host_only=True, compiled=CompiledForm(store))
 
 
 def Replay(
@@ -81,8 +89,13 @@ def Replay(
             batch = memory.sample(rng, num_batches * batch_size, beta(ctx.counters[STEPS_SAMPLED]))
         return draws + 1, batch
 
+    def draw(turn: Turn, world: World, state: Any, item: Any, key: Any) -> tuple[World, Any, SampleBatch]:
+        uniforms = jax.random.uniform(key, (num_batches * batch_size,))
+        return world, state, memory.compiled.sample(world.memory, uniforms, turn.controls["beta"])
+
+    form = CompiledForm(draw, controls=lambda timestep: {"beta": beta(timestep)})
     name = f"Replay({num_batches} x {batch_size})" if num_batches > 1 else f"Replay({batch_size})"
-    return LocalIterator.from_operator(Operator(name, apply, init=lambda: 0, host_only=True))
+    return LocalIterator.from_operator(Operator(name, apply, init=lambda: 0, host_only=True, compiled=form))
 
 
 def UpdatePriorities(
@@ -90,7 +103,7 @@ def UpdatePriorities(
     memory: ReplayMemory,
     *,
     eps: float = 1e-6,
-    priorities: Callable[[SampleBatch, np.ndarray], np.ndarray] = lambda batch, td_error: np.abs(td_error),
+    priorities: Callable[[SampleBatch, Any], Any] = lambda batch, td_error: abs(td_error),
 ) -> Operator:
     """Gives the rows of a batch that was learned from new priorities: `|td_error| + eps`.
 
@@ -109,17 +122,25 @@ def UpdatePriorities(
     def apply(state: Any, item: tuple[MultiAgentBatch, Info]) -> tuple[Any, tuple[MultiAgentBatch, Info]]:
         batch, info = item
         for pid in info:
-            rows = ctx.learners[pid].rows
-            if "td_error" not in rows:
-                raise LossError(
-                    f"policy {pid!r}: priorities need the row 'td_error' of its loss, which returns {sorted(rows)}; "
-                    "return (loss, LearnOutput(metrics, {'td_error': ...})), or set prioritized_replay to false."
-                )
-            td_error = np.asarray(rows["td_error"])
+            td_error = np.asarray(_td_error(ctx.learners[pid].rows, pid))
             memory.update(pid, batch[pid], priorities(batch[pid], td_error) + eps)
         return state, item
 
-    return Operator("UpdatePriorities", apply, host_only=True)
+    def update(turn: Turn, world: World, state: Any, item: Trained, key: Any) -> tuple[World, Any, Trained]:
+        new = priorities(item.batch, _td_error(item.rows, next(iter(ctx.learners)))) + eps
+        indexes = item.batch["batch_indexes"]
+        return world._replace(memory=memory.compiled.update(world.memory, indexes, new)), state, item
+
+    return Operator("UpdatePriorities", apply, host_only=True, compiled=CompiledForm(update))
+
+
+def _td_error(rows: Mapping[str, Any], policy_id: PolicyID) -> Any:
+    if "td_error" not in rows:
+        raise LossError(
+            f"policy {policy_id!r}: priorities need the row 'td_error' of its loss, which returns {sorted(rows)}; "
+            "return (loss, LearnOutput(metrics, {'td_error': ...})), or set prioritized_replay to false."
+        )
+    return rows["td_error"]
 
 
 def UpdateTargetNetwork(
@@ -147,7 +168,22 @@ def UpdateTargetNetwork(
         ctx.counters[LAST_TARGET_UPDATE_TS] = now
         return now, item
 
-    return Operator(f"UpdateTargetNetwork({target_update_freq})", apply, init=lambda: 0, host_only=True)
+    def follow(turn: Turn, world: World, last: Any, item: Any, key: Any) -> tuple[World, Any, Any]:
+        due = turn.sampled - last >= np.uint32(target_update_freq)
+        train = world.train
+        params = followed(train.params, train.target_params)
+        target = jax.lax.cond(
+            due,
+            lambda: optax.incremental_update(params, train.target_params, tau) if tau < 1.0 else params,
+            lambda: train.target_params,
+        )
+        world = world._replace(train=train.replace(target_params=target))
+        return world, jnp.where(due, turn.sampled, last), item
+
+    # Steps trained on are counted by no compiled program.
+    form = None if by_steps_trained else CompiledForm(follow, init=lambda: jnp.zeros((), jnp.uint32))
+    name = f"UpdateTargetNetwork({target_update_freq})"
+    return Operator(name, apply, init=lambda: 0, host_only=True, compiled=form)
 
 
 def WaitUntilTimestepsElapsed(ctx: PlanContext, timesteps: int) -> Operator:

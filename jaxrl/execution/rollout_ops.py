@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from jaxrl.data import MultiAgentBatch, SampleBatch, as_multi_agent, concat_batches
+from jaxrl.execution.compiled_form import CompiledForm, passes
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator, Operator
 from jaxrl.execution.on_worker import OnWorker
@@ -94,6 +95,7 @@ def CountSampled(ctx: PlanContext) -> Operator:
         host_only=True,
         counters=("num_steps_sampled", "num_agent_steps_sampled"),
         on_fetch_start=start,
+        compiled=CompiledForm(passes),
     )
 
 

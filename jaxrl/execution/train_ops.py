@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl.data import MultiAgentBatch, SampleBatch, as_multi_agent
+from jaxrl.execution.compiled_form import CompiledForm, Trained, Turn, World
 from jaxrl.execution.context import AGENT_STEPS_TRAINED, STEPS_TRAINED, PlanContext
 from jaxrl.policies import GRAD_NORM, global_norm
 from jaxrl.types import Array, Params, PolicyID
@@ -36,6 +37,14 @@ class TrainOneStep:
 
     def __init__(self, ctx: PlanContext):
         self.ctx = ctx
+        self.compiled = CompiledForm(self._learn_compiled)
+
+    def _learn_compiled(
+        self, turn: Turn, world: World, state: Any, batch: SampleBatch, key: Any
+    ) -> tuple[World, Any, Trained]:
+        (policy_id,) = self.ctx.learners
+        train, out = self.ctx.learners[policy_id].policy.learn(world.train, batch)
+        return world._replace(train=train), state, Trained(batch, out.metrics, out.rows)
 
     def __call__(self, batch: SampleBatch | MultiAgentBatch) -> tuple[MultiAgentBatch, Info]:
         ctx, multi = self.ctx, as_multi_agent(batch)

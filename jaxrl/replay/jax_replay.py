@@ -92,6 +92,25 @@ def jax_prioritized_replay(capacity: int, *, alpha: float = 0.6, n_step: int = 1
     return _make(ReplaySpec(capacity, n_step, gamma, alpha=alpha))
 
 
+def jax_twin(buffer: ReplayBuffer) -> ReplayBuffer:
+    """The functions of a NumPy buffer in JAX arrays.
+
+    Args:
+        buffer: made by `uniform_replay` or `prioritized_replay`.
+
+    Raises:
+        ConfigError: it holds sequences, or stacks of frames by their newest.
+    """
+    spec = buffer.spec
+    if not isinstance(spec, ReplaySpec) or spec.frame_stack:
+        held = "stacks of frames by their newest" if isinstance(spec, ReplaySpec) else "sequences"
+        raise ConfigError(
+            f"engine='compiled': this replay memory holds {held}, which has no form in JAX arrays; set "
+            "engine='workers', or for stacks replay_frame_stack=0."
+        )
+    return _make(spec)
+
+
 def _make(spec: ReplaySpec) -> ReplayBuffer:
     spec = checked_spec(spec)
     if spec.capacity >= 2**24:

@@ -1,10 +1,12 @@
-"""From a policy's actions to an environment's: normalisation and clipping, on the host."""
+"""From a policy's actions to an environment's: normalisation and clipping, of NumPy and JAX arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
@@ -49,16 +51,17 @@ def action_transform(space: spaces.Space, *, normalize: bool, clip: bool) -> Cal
     if normalize and _is_bounded(space):
         scale = (high - low) / 2.0
 
-        def denormalize(actions: Any) -> np.ndarray:
+        def denormalize(actions: Any) -> Any:
             return low + (_clip(actions, -1.0, 1.0) + 1.0) * scale
 
         return denormalize
     return (lambda actions: _clip(actions, low, high)) if clip else None
 
 
-def _clip(actions: Any, low: Any, high: Any) -> np.ndarray:
+def _clip(actions: Any, low: Any, high: Any) -> Any:
     # Half of what np.clip costs for a few numbers.
-    return np.minimum(np.maximum(actions, low), high)
+    xp = jnp if isinstance(actions, jax.Array) else np
+    return xp.minimum(xp.maximum(actions, low), high)
 
 
 def _is_bounded(space: spaces.Space) -> bool:
@@ -72,19 +75,20 @@ def reward_rule(config: Any) -> Any:
     return config.clip_rewards
 
 
-def clip_rewards(rewards: np.ndarray, rule: Any) -> np.ndarray:
+def clip_rewards(rewards: Any, rule: Any) -> Any:
     """Rewards as learning sees them, float32.
 
     Args:
         rewards: `[T, B]`.
         rule: None or False: as they are; True: their sign; a number c: clipped to [-c, c]; a pair: clipped to it.
     """
+    xp = jnp if isinstance(rewards, jax.Array) else np
     if rule is None or rule is False:
         clipped = rewards
     elif rule is True:
-        clipped = np.sign(rewards)
+        clipped = xp.sign(rewards)
     elif isinstance(rule, (tuple, list)):
-        clipped = np.clip(rewards, *rule)
+        clipped = xp.clip(rewards, *rule)
     else:
-        clipped = np.clip(rewards, -rule, rule)
+        clipped = xp.clip(rewards, -rule, rule)
     return clipped.astype(np.float32)

@@ -29,6 +29,7 @@ import jax
 
 from jaxrl import config as config_lib
 from jaxrl import trees
+from jaxrl.execution.iterators import LocalIterator
 from jaxrl.types import CheckpointError, JaxrlError, Params
 
 FORMAT_VERSION = 1
@@ -128,6 +129,7 @@ def _state(trainer: Any) -> dict[str, Any]:
         "learners": {pid: trees.flatten_with_paths(learner.state) for pid, learner in trainer.learners.items()},
         "learner_info": trainer.context.learner_info,
         "counters": trainer.context.counters.save(),
+        "engine": _engine(trainer),
         "plan": trainer.plan.get_state(),
         "workers": trainer.workers.get_state(),
         "progress": trainer.progress(),
@@ -194,7 +196,9 @@ def _apply(trainer: Any, state: Mapping[str, Any], where: str) -> None:
         for pid, learner in trainer.learners.items()
     }
     plan = state["plan"]
-    if not trainer.workers.fits(state["workers"]):
+    if state.get("engine", "workers") != _engine(trainer):
+        plan = _results_alone(trainer.plan, plan)
+    elif not trainer.workers.fits(state["workers"]):
         # What waits in shards belongs to workers that are no more.
         shards = [node["kind"].startswith("gather") for node in plan["nodes"]]
         nodes = [{**node, "state": None} if own else node for own, node in zip(shards, plan["nodes"], strict=True)]
@@ -207,6 +211,22 @@ def _apply(trainer: Any, state: Mapping[str, Any], where: str) -> None:
     trainer.context.sync_weights()
     trainer.workers.set_state(state["workers"])
     trainer.set_progress(state["progress"])
+
+
+def _engine(trainer: Any) -> str:
+    return "workers" if trainer.compiled is None else "compiled"
+
+
+def _results_alone(plan: LocalIterator, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The state for `plan` of one that another engine ran: what makes results goes on, what samples begins anew."""
+    found = {(node["name"], node["kind"]): node for node in saved["nodes"]}
+    nodes = []
+    for node in plan.nodes():
+        operator = getattr(node, "operator", None)
+        known = found.get((node.name, node.kind)) if operator is not None and operator.between_rounds else None
+        fresh = {"name": node.name, "kind": node.kind, "in": 0, "out": 0, "state": None}
+        nodes.append(fresh if known is None else known)
+    return {"nodes": nodes}
 
 
 def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict[str, Any]:

@@ -15,6 +15,11 @@ from jaxrl.rollout import RolloutConfig
 class CommonConfig(RolloutConfig, PolicyConfig):
     """Options of a trainer: those of sampling and of policies, and how a run is cut, evaluated and placed."""
 
+    engine: Literal["auto", "workers", "compiled"] = option(
+        "auto",
+        "workers: environments step in-process or on Ray actors; compiled: acting, stepping and learning are one "
+        "program, for JAX-native environments; auto: compiled where environment, plan and options allow it.",
+    )
     train_batch_size: int = option(200, "Env steps of a train batch.", low=1)
     timesteps_per_iteration: int = option(0, "Env steps of an iteration at least; 0: one train batch.", low=0)
     min_iter_time_s: float = option(0.0, "Seconds of an iteration at least.", low=0)

@@ -16,12 +16,12 @@ from jaxrl import config as config_lib
 from jaxrl import registry
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
-from jaxrl.execution.learner import Learner
 from jaxrl.policies import Policy, PolicyFactory
-from jaxrl.rollout import WorkerSet, is_multi_agent
+from jaxrl.rollout import WorkerSet
 from jaxrl.trainers import checkpoint, compilation, evaluation, resources, setup
 from jaxrl.trainers.config import CommonConfig
 from jaxrl.trainers.inference import ActionComputer
+from jaxrl.trainers.parts import build_parts
 from jaxrl.trainers.results import ResultWriter
 from jaxrl.types import DEFAULT_POLICY_ID, ConfigError, PolicyID
 
@@ -81,40 +81,13 @@ class Trainer(tune.Trainable):
         self.config = config_lib.to_dict(self.options)
         compilation.enable_compile_cache(self.options.compile_cache)
         self._stopped = False
-        self._started_ray = False
         self._evaluation_workers: WorkerSet | None = None
-        env = setup.probe_env(self.options)
         with contextlib.ExitStack() as undo:  # what a failure below has to end
-            opened = undo.enter_context(contextlib.ExitStack())
-            opened.callback(setup.close_env, env)
-            self.recipes = setup.make_recipes(self.options, self.policy_factory, env)
-            self.policies: dict[PolicyID, Policy] = {pid: recipe.build() for pid, recipe in self.recipes.items()}
-            self.multi_agent = is_multi_agent(env)
-            if self.options.num_workers > 0:
-                opened.close()
-                env = None
-            if self.options.num_workers > 0 or self.options.evaluation_num_workers > 0:
-                self._started_ray = resources.ensure_ray()
-                if self._started_ray:
-                    undo.callback(resources.shutdown_ray)
-                self.options = resources.with_worker_cpus(self.options)
-            self.workers = WorkerSet(self.options, self.policies, self.recipes, env=env)
-            opened.pop_all()
-            undo.callback(self.workers.stop)
-            key = jax.random.key(self.options.seed)
-            self.learners = {
-                pid: Learner(
-                    policy,
-                    jax.random.fold_in(key, 2**20 + i),
-                    policy_id=pid,
-                    num_devices=self.options.num_learner_devices,
-                )
-                for i, (pid, policy) in enumerate(self.policies.items())
-            }
-            self.context = PlanContext(self.options, self.workers, self.learners)
-            self.context.sync_weights()
-            self.plan = type(self).execution_plan(self.context)
+            parts = build_parts(type(self), self.options, undo)
             undo.pop_all()
+        self.options, self.recipes, self.policies, self.multi_agent = parts[:4]
+        self.context, self.plan, self.compiled, self._started_ray = parts[4:]
+        self.workers, self.learners = self.context.workers, self.context.learners
         self._writer = None if self._storage else ResultWriter(self._results_dir, self.name, self.options)
         self._inference = ActionComputer(self)
 
@@ -142,6 +115,9 @@ class Trainer(tune.Trainable):
         result["sampler_perf"] = self.workers.sampler_perf
         result["timesteps_this_iter"] = self.context.counters["num_steps_sampled"] - sampled
         result["compile_time_s"] = compilation.compile_seconds() - compiled
+        result["engine"] = "workers" if self.compiled is None else "compiled"
+        if self.compiled is not None:
+            result["programs"] = {name: cost._asdict() for name, cost in self.compiled.costs.items()}
         result["env_steps_per_s"] = result["timesteps_this_iter"] / (time.perf_counter() - started)
         interval = self.options.evaluation_interval
         if interval is not None and (self._iteration + 1) % interval == 0:
