@@ -2,12 +2,19 @@
 
 from jaxrl.envs.atari import AtariOptions, DeepMindAtari
 from jaxrl.envs.checks import EnvPlace, check_fragment
-from jaxrl.envs.creation import EnvCreator, gets_sign_rewards, make_env_creator, stacked_frames
+from jaxrl.envs.creation import (
+    EnvCreator,
+    find_jax_env,
+    gets_sign_rewards,
+    is_jax_env,
+    make_env_creator,
+    stacked_frames,
+)
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.list_vector_env import ListVectorEnv
 from jaxrl.envs.multi_agent import MultiAgentEnv, agent_space, make_multi_agent
 from jaxrl.envs.multi_agent_runner import MultiAgentRunner, MultiAgentStep, restore_runners
-from jaxrl.envs.names import ENVS, register_built_in
+from jaxrl.envs.names import ENVS, JAX_ENVS, jax_twin, register_built_in
 from jaxrl.envs.native_vector_env import NativeVectorEnv
 from jaxrl.envs.process_vector_env import ProcessVectorEnv
 from jaxrl.envs.replay_log import ResumeWarning
@@ -20,6 +27,7 @@ register_built_in()
 __all__ = [
     "ENVS",
     "EPISODE_CONTINUES",
+    "JAX_ENVS",
     "RESET_FAILED",
     "STEP_FAILED",
     "AtariOptions",
@@ -38,7 +46,10 @@ __all__ = [
     "agent_space",
     "check_fragment",
     "empty_rows",
+    "find_jax_env",
     "gets_sign_rewards",
+    "is_jax_env",
+    "jax_twin",
     "make_env_creator",
     "make_environments",
     "make_multi_agent",

@@ -7,7 +7,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
@@ -19,6 +19,9 @@ from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.quick_discrete import check_actions_quickly
 from jaxrl.types import ConfigError, JaxrlError
 
+if TYPE_CHECKING:
+    from jaxrl.envs.jax_native.env import JaxEnv
+
 _CONTEXT_NAMES = {"config", "env_config", "env_context", "context", "ctx"}
 
 
@@ -26,7 +29,7 @@ class EnvCreator:
     """Creates one environment from an EnvContext; picklable where what it holds is.
 
     Args:
-        target: a gymnasium EnvSpec, a class, a creator function, or a list of environments.
+        target: a gymnasium EnvSpec, a class, a creator function, a JaxEnv, or a list of environments.
         name: what errors call the environment.
 
     Attributes:
@@ -69,10 +72,43 @@ class EnvCreator:
             )
         return env
 
+    def jax_env(self, env_config: Mapping[str, Any] | None = None) -> JaxEnv | None:
+        """Returns the environment as pure functions where the target is one or a function that says so.
+
+        A function says so by its return annotation: `def my_env(env_config) -> JaxEnv`.
+
+        Args:
+            env_config: goes to the function.
+
+        Raises:
+            ConfigError: `env_config` does not fit; options for an environment that exists already.
+            EnvError: the function raised.
+        """
+        context = env_config if isinstance(env_config, EnvContext) else EnvContext(env_config)
+        if is_jax_env(self.target):
+            unused = [key for key in context if key != "render_mode"]
+            if unused:
+                raise ConfigError(
+                    f"env_config: expected no options for {self.name}, which is a JaxEnv that exists already, got "
+                    f"{unused}; give its maker as env, or make it with them"
+                )
+            return self.target
+        if not _says_jax_env(self.target):
+            return None
+        try:
+            return self.target(context) if _takes_context(self.target, context) else self.target(**context)
+        except JaxrlError:
+            raise
+        except Exception as error:
+            raise env_failure(self.name, f"creation with env_config {dict(context)!r}", error) from error
+
     def __repr__(self) -> str:
         return f"EnvCreator({self.name!r})"
 
     def _create(self, context: EnvContext) -> Any:
+        jax_env = self.jax_env(context)
+        if jax_env is not None:
+            return _gym_form(jax_env, context)
         if self.instances is not None:
             if context.vector_index >= len(self.instances):
                 raise ConfigError(
@@ -87,9 +123,8 @@ class EnvCreator:
             env = gym.make(spec, **{"disable_env_checker": True, **context})
             check_actions_quickly(env)
             return env
-        if _takes_context(self.target, context):
-            return self.target(context)
-        return self.target(**context)
+        created = self.target(context) if _takes_context(self.target, context) else self.target(**context)
+        return _gym_form(created, context) if is_jax_env(created) else created
 
 
 def make_env_creator(env: Any) -> EnvCreator:
@@ -102,6 +137,8 @@ def make_env_creator(env: Any) -> EnvCreator:
             - a registered name (`jaxrl.registry.register_env`), the built-in environments included;
             - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where it takes one positional
               parameter for it, else with `env_config` as keyword arguments;
+            - a JaxEnv (`jaxrl.envs.jax_native`), or a function annotated to return one; the built-in ones have names
+              like `jax/CartPole-v1`;
             - an environment, or a list of them (one per `num_envs_per_worker`).
 
     Returns:
@@ -124,6 +161,8 @@ def make_env_creator(env: Any) -> EnvCreator:
         return EnvCreator(None, env.id, gym_id=env.id) if env.id in gym.registry else EnvCreator(env.make, env.id)
     if inspect.isclass(env):
         return EnvCreator(env, env.__name__)
+    if is_jax_env(env):
+        return EnvCreator(env, env.name)
     if isinstance(env, Sequence):
         if not env:
             raise ConfigError("env: expected at least one environment in the list, got an empty list")
@@ -136,6 +175,34 @@ def make_env_creator(env: Any) -> EnvCreator:
         "env: expected a gymnasium id, a registered name, 'pkg.mod:Class', a class, a creator function or a list of "
         f"environments, got {type(env).__name__} {env!r}"
     )
+
+
+def find_jax_env(env: Any, env_config: Mapping[str, Any] | None = None) -> JaxEnv | None:
+    """Returns the environment of a configuration as pure functions, or None where it is not JAX-native.
+
+    Args:
+        env: as `make_env_creator` takes it.
+        env_config: its options.
+
+    Raises:
+        ConfigError: an unknown name, or `env_config` does not fit.
+
+    Example:
+        >>> find_jax_env("jax/CartPole-v1", {"max_episode_steps": 200}).max_episode_steps
+        200
+        >>> find_jax_env("CartPole-v1") is None
+        True
+    """
+    return make_env_creator(env).jax_env(env_config)
+
+
+def is_jax_env(value: Any) -> bool:
+    """Whether `value` is a JaxEnv."""
+    if not isinstance(value, tuple):
+        return False
+    from jaxrl.envs.jax_native.env import JaxEnv
+
+    return isinstance(value, JaxEnv)
 
 
 def gets_sign_rewards(env: Any, env_config: Mapping[str, Any]) -> bool:
@@ -194,6 +261,22 @@ def _unknown(name: str, error: Exception) -> str:
         f"env: unknown environment {name!r} ({error}){hint}. "
         "Expected a gymnasium id, a name registered with jaxrl.registry.register_env, or 'pkg.mod:Class'"
     )
+
+
+def _says_jax_env(target: Any) -> bool:
+    """True for a function whose return annotation is JaxEnv."""
+    if not inspect.isfunction(target):
+        return False
+    annotation = target.__annotations__.get("return")
+    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    return name.rpartition(".")[2] == "JaxEnv"
+
+
+def _gym_form(jax_env: Any, context: EnvContext) -> Any:
+    # JAX is imported only where such an environment is created: processes that step others start without it.
+    from jaxrl.envs.jax_native.gym_env import JaxGymEnv
+
+    return JaxGymEnv(jax_env, render_mode=context.get("render_mode"))
 
 
 def _takes_context(target: Callable[..., Any], context: EnvContext) -> bool:

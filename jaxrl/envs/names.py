@@ -7,6 +7,23 @@ from collections.abc import Mapping
 from jaxrl import registry
 
 _EXAMPLES = "jaxrl.envs.examples"
+_JAX = "jaxrl.envs.jax_native"
+
+# Environments as pure functions that compile with the policy, each named after its original: `jax/CartPole-v1`.
+JAX_ENVS: Mapping[str, str] = {
+    "jax/CartPole-v1": f"{_JAX}.cart_pole:cart_pole",
+    "jax/StatelessCartPole": f"{_JAX}.cart_pole:stateless_cart_pole",
+    "jax/Pendulum-v1": f"{_JAX}.pendulum:pendulum",
+    "jax/Acrobot-v1": f"{_JAX}.acrobot:acrobot",
+    "jax/MountainCar-v0": f"{_JAX}.mountain_car:mountain_car",
+    "jax/MountainCarContinuous-v0": f"{_JAX}.mountain_car:mountain_car_continuous",
+    "jax/RepeatAfterMe": f"{_JAX}.memory:repeat_after_me",
+    "jax/ValueProbe": f"{_JAX}.probes:value_probe",
+    "jax/ObservationProbe": f"{_JAX}.probes:observation_probe",
+    "jax/DiscountProbe": f"{_JAX}.probes:discount_probe",
+    "jax/ActionProbe": f"{_JAX}.probes:action_probe",
+    "jax/ObservationActionProbe": f"{_JAX}.probes:observation_action_probe",
+}
 
 ENVS: Mapping[str, str] = {
     "StatelessCartPole": f"{_EXAMPLES}.cartpoles:StatelessCartPole",
@@ -32,7 +49,18 @@ ENVS: Mapping[str, str] = {
         name: f"jaxrl.envs.probes:{name}"
         for name in ("ValueProbe", "ObservationProbe", "DiscountProbe", "ActionProbe", "ObservationActionProbe")
     },
+    **JAX_ENVS,
 }
+
+
+def jax_twin(name: str) -> str | None:
+    """Returns the name of the same task as a JAX environment, or None.
+
+    Example:
+        >>> jax_twin("CartPole-v1"), jax_twin("ALE/Pong-v5")
+        ('jax/CartPole-v1', None)
+    """
+    return f"jax/{name}" if f"jax/{name}" in JAX_ENVS else None
 
 
 def register_built_in() -> None:

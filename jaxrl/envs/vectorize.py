@@ -46,7 +46,8 @@ def make_environments(
         context: `env_config` and place of the worker.
         stepping: "sync" loops over them in this process; "async" steps them in processes of their own; "native" uses
             the environment's own vector env; "auto" is native where the creator returns a vector env, or where the
-            gymnasium id has one and `num_envs >= 32`, else sync.
+            gymnasium id has one and `num_envs >= 32`, else sync. JAX environments step in one compiled call, whatever
+            of "auto", "sync" and "native" it is.
         num_processes: for "async": how many processes (default: one per environment, at most one per CPU core).
         checks: check the first resets and steps in full.
         restart: an environment that raises in step or reset is created anew (`restart_failed_sub_environments`). With
@@ -74,6 +75,11 @@ def make_environments(
         stepping = _restartable(creator, stepping)
     context = context if context is not None else EnvContext()
     place = EnvPlace(creator.name, context.worker_index)
+    jax_env = creator.jax_env(context) if stepping != "async" else None
+    if jax_env is not None:
+        from jaxrl.envs.jax_native.vector import JaxVectorEnv
+
+        return JaxVectorEnv(jax_env, num_envs, place, checks=checks)
     native_id = creator.gym_id if creator.gym_id is not None and _has_vector_entry_point(creator.gym_id) else None
     if native_id is not None and (stepping == "native" or (stepping == "auto" and num_envs >= NATIVE_FROM)):
         return NativeVectorEnv(_make_native(native_id, num_envs, context, place), place, checks=checks)
