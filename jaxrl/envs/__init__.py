@@ -4,6 +4,7 @@ from jaxrl.envs.atari import AtariOptions, DeepMindAtari
 from jaxrl.envs.checks import EnvPlace, check_fragment
 from jaxrl.envs.creation import (
     EnvCreator,
+    env_name,
     find_jax_env,
     gets_sign_rewards,
     is_jax_env,
@@ -46,6 +47,7 @@ __all__ = [
     "agent_space",
     "check_fragment",
     "empty_rows",
+    "env_name",
     "find_jax_env",
     "gets_sign_rewards",
     "is_jax_env",

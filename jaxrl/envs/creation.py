@@ -196,6 +196,13 @@ def find_jax_env(env: Any, env_config: Mapping[str, Any] | None = None) -> JaxEn
     return make_env_creator(env).jax_env(env_config)
 
 
+def env_name(env: Any) -> str:
+    """What a run is called after: the name that stands for an environment, or that of the object."""
+    if isinstance(env, str):
+        return env
+    return env.name if is_jax_env(env) else getattr(env, "__name__", type(env).__name__)
+
+
 def is_jax_env(value: Any) -> bool:
     """Whether `value` is a JaxEnv."""
     if not isinstance(value, tuple):

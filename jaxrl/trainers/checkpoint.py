@@ -29,6 +29,7 @@ import jax
 
 from jaxrl import config as config_lib
 from jaxrl import trees
+from jaxrl.envs import env_name
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.types import CheckpointError, JaxrlError, Params
 
@@ -112,7 +113,7 @@ def _metadata(trainer: Any) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "algorithm": trainer.name,
-        "env": env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__),
+        "env": env_name(env),
         "policies": {
             pid: {"obs_space": str(r.obs_space), "action_space": str(r.action_space), "policy": r.factory.name}
             for pid, r in trainer.recipes.items()

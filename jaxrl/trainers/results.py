@@ -36,10 +36,11 @@ def new_run_directory(experiment: pathlib.Path, name: str, env: Any) -> pathlib.
     Args:
         experiment: the directory that holds the experiment's runs.
         name: the algorithm's name.
-        env: the environment: a name, or the class or function that makes it.
+        env: the environment: a name, the class or function that makes it, or a JaxEnv.
     """
-    label = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
-    label = re.sub(r"[^A-Za-z0-9.+-]+", "-", label).strip("-") or "env"
+    from jaxrl.envs.creation import env_name
+
+    label = re.sub(r"[^A-Za-z0-9.+-]+", "-", env_name(env)).strip("-") or "env"
     return experiment / f"{name}_{label}_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(4)}"
 
 

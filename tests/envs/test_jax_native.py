@@ -282,6 +282,14 @@ def test_drawn_resets_differ_and_repeat():
     assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(states), jax.tree.leaves(again), strict=True))
 
 
+def test_a_limit_is_stated_only_where_nothing_else_truncates():
+    env = cart_pole()
+    assert not env.truncates and time_limit(env, 900).max_episode_steps == 500
+    assert time_limit(env, 9).max_episode_steps == 9
+    other = env._replace(truncates=True, max_episode_steps=None)
+    assert time_limit(other, 9).max_episode_steps is None
+
+
 def test_options_are_checked():
     with pytest.raises(ConfigError, match="did you mean 'max_episode_steps'"):
         cart_pole({"max_episode_step": 10})

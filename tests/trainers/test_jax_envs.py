@@ -83,6 +83,7 @@ def test_an_unnamed_jax_env_has_to_be_given_again(tmp_path: pathlib.Path) -> Non
     with PPOTrainer(config={**SMALL, "env": env}, results_dir=tmp_path) as trainer:
         trainer.train()
         path = trainer.save()
+    assert json.loads((pathlib.Path(path) / "metadata.json").read_text())["env"] == "jax/CartPole-v1"
     with pytest.raises(ConfigError, match="'env'"):
         PPOTrainer.from_checkpoint(path)
     with PPOTrainer.from_checkpoint(path, {"env": env}, results_dir=tmp_path) as back:

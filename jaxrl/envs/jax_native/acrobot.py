@@ -50,6 +50,7 @@ def acrobot(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
         action_space=Discrete(3),
         render=draw_with("Acrobot-v1", _show),
         reward_threshold=-100.0,
+        truncates=False,
     )
     return time_limit(env, options["max_episode_steps"])
 

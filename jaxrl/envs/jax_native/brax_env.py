@@ -64,7 +64,7 @@ def from_brax(env: Any, *, max_episode_steps: int | None = 1000, name: str | Non
         return JaxStep(after, obs, jnp.asarray(after.reward, jnp.float32), done & ~truncated, truncated)
 
     action_space = gym.spaces.Box(-1.0, 1.0, (int(env.action_size),), np.float32)
-    made = JaxEnv(name, reset, step, observation_space, action_space)
+    made = JaxEnv(name, reset, step, observation_space, action_space, truncates="truncation" in form.info)
     return made if max_episode_steps is None else time_limit(made, max_episode_steps)
 
 

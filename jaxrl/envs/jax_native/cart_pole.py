@@ -71,6 +71,7 @@ def cart_pole(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
         action_space=Discrete(2),
         render=draw_with("CartPole-v1", _show),
         reward_threshold=475.0,
+        truncates=False,
     )
     return time_limit(env, options["max_episode_steps"])
 

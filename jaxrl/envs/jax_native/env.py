@@ -49,7 +49,9 @@ class JaxEnv(NamedTuple):
         action_space: of one environment.
         render: `render(state) -> uint8 [height, width, 3]` on the host, of a state of NumPy arrays; None: no pictures.
         reward_threshold: the mean return from which the task counts as solved, or None.
-        max_episode_steps: the time limit, or None.
+        max_episode_steps: the time limit, where nothing else truncates episodes; else None. The compiled engine keeps
+            as many final observations as this allows.
+        truncates: False promises that `step` never truncates but by `max_episode_steps`.
 
     Example:
         >>> env = cart_pole()  # doctest: +SKIP
@@ -66,6 +68,7 @@ class JaxEnv(NamedTuple):
     render: Callable[[PyTree], np.ndarray] | None = None
     reward_threshold: float | None = None
     max_episode_steps: int | None = None
+    truncates: bool = True
 
 
 class TimeLimitState(NamedTuple):
@@ -103,9 +106,10 @@ def time_limit(env: JaxEnv, max_episode_steps: int) -> JaxEnv:
         t = state.t + 1
         return out._replace(state=TimeLimitState(out.state, t), truncated=out.truncated | (t >= max_episode_steps))
 
+    limits = [max_episode_steps] if env.max_episode_steps is None else [max_episode_steps, env.max_episode_steps]
     return env._replace(
         reset=reset,
         step=step,
         render=None if render is None else lambda state: render(state.inner),
-        max_episode_steps=min(max_episode_steps, env.max_episode_steps or max_episode_steps),
+        max_episode_steps=None if env.truncates else min(limits),
     )

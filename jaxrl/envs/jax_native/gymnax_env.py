@@ -72,7 +72,9 @@ def from_gymnax(env: Any, params: Any = None, *, name: str | None = None) -> Jax
 
     action_space = _space(env.action_space(params), name)
     steps = None if limit is None else int(limit)
-    return JaxEnv(name, reset, step, observation_space, action_space, max_episode_steps=steps)
+    # Without a limit there is no flag but the one for both kinds of ends, or `is_truncated` looks at something else.
+    truncates = limit is None and tells_apart
+    return JaxEnv(name, reset, step, observation_space, action_space, max_episode_steps=steps, truncates=truncates)
 
 
 def _space(space: Any, name: str) -> gym.Space:

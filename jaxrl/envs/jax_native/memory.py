@@ -42,7 +42,7 @@ def repeat_after_me(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
         no = jnp.zeros((), jnp.bool_)
         return JaxStep(RepeatAfterMeState(state.seed, t), token(state.seed, t), reward, no, no)
 
-    env = JaxEnv("jax/RepeatAfterMe", _reset, step, Discrete(2), Discrete(2))
+    env = JaxEnv("jax/RepeatAfterMe", _reset, step, Discrete(2), Discrete(2), truncates=False)
     # The agent does not see the time, so the end is a cut.
     return time_limit(env, options["episode_len"])
 

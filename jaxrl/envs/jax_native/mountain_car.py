@@ -54,6 +54,7 @@ def mountain_car(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
         action_space=Discrete(3),
         render=draw_with("MountainCar-v0", _show),
         reward_threshold=-110.0,
+        truncates=False,
     )
     return time_limit(env, options["max_episode_steps"])
 
@@ -81,6 +82,7 @@ def mountain_car_continuous(env_config: Mapping[str, Any] | None = None) -> JaxE
         action_space=Box(-1.0, 1.0, (1,), np.float32),
         render=draw_with("MountainCarContinuous-v0", _show),
         reward_threshold=90.0,
+        truncates=False,
     )
     return time_limit(env, options["max_episode_steps"])
 

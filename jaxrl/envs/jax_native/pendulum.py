@@ -54,6 +54,7 @@ def pendulum(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
         observation_space=Box(-_HIGH, _HIGH, dtype=np.float32),
         action_space=Box(-_MAX_TORQUE, _MAX_TORQUE, (1,), np.float32),
         render=draw_with("Pendulum-v1", _show),
+        truncates=False,
     )
     return time_limit(env, options["max_episode_steps"])
 

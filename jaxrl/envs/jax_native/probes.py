@@ -69,7 +69,7 @@ def _probe(task: str) -> Callable[[Mapping[str, Any] | None], JaxEnv]:
             return JaxStep(ProbeState(obs, t), obs[None], reward, over, jnp.zeros_like(over))
 
         space = Box(-1.0, 1.0, (1,), np.float32)
-        return JaxEnv(f"jax/{task}", reset, step, space, space if continuous else Discrete(2))
+        return JaxEnv(f"jax/{task}", reset, step, space, space if continuous else Discrete(2), truncates=False)
 
     create.__doc__ = f"{task}; see `jaxrl.envs.probes.ProbeEnv`. `env_config`: `continuous` (default False)."
     return create
