@@ -11,12 +11,12 @@ _JAX = "jaxrl.envs.jax_native"
 
 # Environments as pure functions that compile with the policy, each named after its original: `jax/CartPole-v1`.
 JAX_ENVS: Mapping[str, str] = {
-    "jax/CartPole-v1": f"{_JAX}.cart_pole:cart_pole",
-    "jax/StatelessCartPole": f"{_JAX}.cart_pole:stateless_cart_pole",
-    "jax/Pendulum-v1": f"{_JAX}.pendulum:pendulum",
-    "jax/Acrobot-v1": f"{_JAX}.acrobot:acrobot",
-    "jax/MountainCar-v0": f"{_JAX}.mountain_car:mountain_car",
-    "jax/MountainCarContinuous-v0": f"{_JAX}.mountain_car:mountain_car_continuous",
+    "jax/CartPole-v1": f"{_JAX}.cart_pole_env:cart_pole",
+    "jax/StatelessCartPole": f"{_JAX}.cart_pole_env:stateless_cart_pole",
+    "jax/Pendulum-v1": f"{_JAX}.pendulum_env:pendulum",
+    "jax/Acrobot-v1": f"{_JAX}.acrobot_env:acrobot",
+    "jax/MountainCar-v0": f"{_JAX}.mountain_car_env:mountain_car",
+    "jax/MountainCarContinuous-v0": f"{_JAX}.mountain_car_env:mountain_car_continuous",
     "jax/RepeatAfterMe": f"{_JAX}.memory:repeat_after_me",
     "jax/ValueProbe": f"{_JAX}.probes:value_probe",
     "jax/ObservationProbe": f"{_JAX}.probes:observation_probe",

@@ -15,9 +15,7 @@ from jaxrl.envs import make_env_creator
 from jaxrl.envs.examples.memory import RepeatAfterMe
 from jaxrl.envs.jax_native import (
     AcrobotState,
-    CartPoleState,
     JaxEnv,
-    MountainCarState,
     PendulumState,
     ProbeState,
     RepeatAfterMeState,
@@ -63,9 +61,13 @@ class Pair(NamedTuple):
     in_step: bool = False
 
 
-def floats(kind: Callable[..., Any]) -> Callable[[Any, int], Any]:
-    """Reads a time-limited environment's state, whose parts are numbers in the original's order."""
-    return lambda original, t: TimeLimitState(kind(*jnp.asarray(original.state, jnp.float32)), jnp.int32(t))
+def floats(original: Any, t: int) -> TimeLimitState:
+    """Reads a time-limited environment's state, numbers in the original's order."""
+    return TimeLimitState(jnp.asarray(original.state, jnp.float32), jnp.int32(t))
+
+
+def acrobot_state(original: Any, t: int) -> TimeLimitState:
+    return TimeLimitState(AcrobotState(*jnp.asarray(original.state, jnp.float32)), jnp.int32(t))
 
 
 def pendulum_state(original: Any, t: int) -> TimeLimitState:
@@ -117,20 +119,18 @@ PROBES = {
 CONTINUOUS = {"continuous": True}
 
 PAIRS: dict[str, Pair] = {
-    "CartPole-v1": Pair(cart_pole(), "CartPole-v1", floats(CartPoleState)),
+    "CartPole-v1": Pair(cart_pole(), "CartPole-v1", floats),
     "CartPole-v1, balanced": Pair(
-        cart_pole(), "CartPole-v1", floats(CartPoleState), lambda obs: int(obs[2] + obs[3] > 0), in_step=True
+        cart_pole(), "CartPole-v1", floats, lambda obs: int(obs[2] + obs[3] > 0), in_step=True
     ),
-    "StatelessCartPole": Pair(stateless_cart_pole(), "StatelessCartPole", floats(CartPoleState)),
+    "StatelessCartPole": Pair(stateless_cart_pole(), "StatelessCartPole", floats),
     "Pendulum-v1": Pair(pendulum(), "Pendulum-v1", pendulum_state, in_step=True),
-    "Acrobot-v1": Pair(acrobot(), "Acrobot-v1", floats(AcrobotState), lambda obs: 2 if obs[4] < 0 else 0, in_step=True),
-    "MountainCar-v0": Pair(
-        mountain_car(), "MountainCar-v0", floats(MountainCarState), lambda obs: 2 if obs[1] > 0 else 0
-    ),
+    "Acrobot-v1": Pair(acrobot(), "Acrobot-v1", acrobot_state, lambda obs: 2 if obs[4] < 0 else 0, in_step=True),
+    "MountainCar-v0": Pair(mountain_car(), "MountainCar-v0", floats, lambda obs: 2 if obs[1] > 0 else 0),
     "MountainCarContinuous-v0": Pair(
         mountain_car_continuous(),
         "MountainCarContinuous-v0",
-        floats(MountainCarState),
+        floats,
         lambda obs: np.sign(obs[1:] + 1e-6),
     ),
     "RepeatAfterMe": Pair(repeat_after_me(), RepeatOurTokens, repeat_state),
@@ -247,8 +247,8 @@ def test_an_ended_row_takes_the_fresh_state_and_keeps_its_successor():
     env = time_limit(cart_pole(), 3)
     state, obs = draw_resets(env, jax.random.key(0), (2,))
     # Row 0 has fallen two steps from now at the latest: its pole leans at the limit already.
-    leaning = state.inner.inner._replace(theta=state.inner.inner.theta.at[0].set(0.2094), x=state.inner.inner.x)
-    state = state._replace(inner=state.inner._replace(inner=leaning._replace(theta_dot=jnp.array([2.0, 0.0]))))
+    leaning = state.inner.inner.at[:, 2:].set(jnp.array([[0.2094, 2.0], [0.0, 0.0]]))
+    state = state._replace(inner=state.inner._replace(inner=leaning))
     ends = []
     for t in range(3):
         fresh = draw_resets(env, jax.random.key(t + 1), (2,))

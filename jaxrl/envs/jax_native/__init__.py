@@ -1,15 +1,15 @@
 """JAX-native environments: pure functions that compile with the policy, and the classic tasks written so."""
 
-from jaxrl.envs.jax_native.acrobot import AcrobotState, acrobot
+from jaxrl.envs.jax_native.acrobot_env import AcrobotState, acrobot
 from jaxrl.envs.jax_native.auto_reset import VectorStep, draw_resets, select_rows, vector_step
 from jaxrl.envs.jax_native.brax_env import from_brax
-from jaxrl.envs.jax_native.cart_pole import CartPoleState, cart_pole, stateless_cart_pole
+from jaxrl.envs.jax_native.cart_pole_env import cart_pole, stateless_cart_pole
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, TimeLimitState, time_limit
 from jaxrl.envs.jax_native.gymnax_env import from_gymnax
 from jaxrl.envs.jax_native.jumanji_env import from_jumanji
 from jaxrl.envs.jax_native.memory import RepeatAfterMeState, repeat_after_me
-from jaxrl.envs.jax_native.mountain_car import MountainCarState, mountain_car, mountain_car_continuous
-from jaxrl.envs.jax_native.pendulum import PendulumState, pendulum
+from jaxrl.envs.jax_native.mountain_car_env import mountain_car, mountain_car_continuous
+from jaxrl.envs.jax_native.pendulum_env import PendulumState, pendulum
 from jaxrl.envs.jax_native.pgx_env import from_pgx
 from jaxrl.envs.jax_native.probes import (
     ProbeState,
@@ -22,10 +22,8 @@ from jaxrl.envs.jax_native.probes import (
 
 __all__ = [
     "AcrobotState",
-    "CartPoleState",
     "JaxEnv",
     "JaxStep",
-    "MountainCarState",
     "PendulumState",
     "ProbeState",
     "RepeatAfterMeState",

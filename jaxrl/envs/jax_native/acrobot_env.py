@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, Discrete
 
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, time_limit
 from jaxrl.envs.jax_native.options import take_options
-from jaxrl.envs.jax_native.pendulum import wrap_angle
+from jaxrl.envs.jax_native.pendulum_env import wrap_angle
 from jaxrl.envs.jax_native.pictures import draw_with
 from jaxrl.types import Array
 
