@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxrl.types import ConfigError
@@ -87,8 +87,8 @@ def register(kind: str, name: str, obj: Any) -> None:
     table[name] = obj
 
 
-def register_env(name: str, creator: Callable[..., Any] | str) -> None:
-    """Registers an environment: a class or a function `creator(env_context) -> env`.
+def register_env(name: str, creator: Any) -> None:
+    """Registers an environment: a class, a function `creator(env_context) -> env`, a JaxEnv, or `"module:attr"`.
 
     Example:
         >>> register_env("my-cartpole", lambda context: gymnasium.make("CartPole-v1", **context))  # doctest: +SKIP

@@ -251,7 +251,9 @@ class Nim:
     def init(self, key: Any) -> Any:
         first = jax.random.bernoulli(key).astype(jnp.int32)
         no = jnp.bool_(False)
-        state = NimState(first, jnp.zeros(8, jnp.bool_), jnp.zeros(2), no, no, jnp.ones(2, jnp.bool_), jnp.int32(7))
+        state: Any = NimState(
+            first, jnp.zeros(8, jnp.bool_), jnp.zeros(2), no, no, jnp.ones(2, jnp.bool_), jnp.int32(7)
+        )
         return state.replace(observation=self.observe(state))
 
     def step(self, state: Any, action: Any, key: Any = None) -> Any:

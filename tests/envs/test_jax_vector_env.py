@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.spaces import Box, Dict, Discrete
 
 from jaxrl import registry, trees
@@ -78,7 +79,7 @@ def test_names_stand_for_environments_that_any_engine_steps(name):
 
 def test_what_is_jax_native_and_what_is_not():
     assert find_jax_env("CartPole-v1") is None
-    assert find_jax_env(gym.envs.classic_control.CartPoleEnv) is None
+    assert find_jax_env(CartPoleEnv) is None
     assert find_jax_env(lambda config: gym.make("CartPole-v1")) is None
     env = cart_pole()
     assert find_jax_env(env) is env
@@ -207,8 +208,9 @@ def test_a_vector_env_draws_its_rows():
 
 
 def test_a_single_one_is_a_gymnasium_environment():
-    env = make_env_creator("jax/CartPole-v1")({"render_mode": "rgb_array", "max_episode_steps": 20})
-    assert isinstance(env, gym.Env) and env.render_mode == "rgb_array"
+    made = make_env_creator("jax/CartPole-v1")({"render_mode": "rgb_array", "max_episode_steps": 20})
+    assert isinstance(made, gym.Env) and made.render_mode == "rgb_array"
+    env: Any = made
     obs, _ = env.reset(seed=1)
     assert env.observation_space.contains(obs)
     assert env.render().shape == (400, 600, 3)
@@ -253,6 +255,7 @@ def test_nested_spaces():
     first = vector.reset(seeds=[0, 1])
     assert list(first) == ["a", "z"] or list(first) == ["z", "a"]
     obs, rewards, ends = empty_rows(vector.observation_space, 2), np.zeros(2), np.zeros((2, 2), np.bool_)
+    ended: Any = []
     for t in range(3):
         ended = vector.step({"force": np.array([[0.5], [1.0]])}, obs, rewards, ends[0], ends[1])
         assert rewards.tolist() == [0.5, 1.0]

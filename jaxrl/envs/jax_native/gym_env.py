@@ -38,7 +38,7 @@ class JaxGymEnv(gym.Env):
         self.observation_space = env.observation_space
         self.action_space = env.action_space
         self._device = jax.local_devices(backend="cpu")[0]
-        self._seed: np.ndarray | None = None
+        self._seed: np.uint32 | None = None
         self._n = 0
         self._state: Any = None
         # The action's structure and dtypes, whatever forms of numbers come: another dtype would be another program.
@@ -54,7 +54,7 @@ class JaxGymEnv(gym.Env):
         """See `gymnasium.Env.reset`."""
         gym.Env.reset(self, seed=seed)
         if seed is not None or self._seed is None:
-            self._seed, self._n = new_seeds(None if seed is None else [seed], 1)[0], 0
+            self._seed, self._n = np.uint32(new_seeds(None if seed is None else [seed], 1)[0]), 0
         with jax.default_device(self._device):
             self._state, obs = self._reset_program(self._seed, self._count())
         return self._own(obs), {}

@@ -44,7 +44,9 @@ def from_pgx(env: Any, *, opponent: Opponent | None = None, seat: int = 0, name:
     play = random_legal_action if opponent is None else opponent
     form = form_of(env.init, np.zeros(2, np.uint32))
     board = form.observation
-    low, high, kind = (0, 1, np.bool_) if board.dtype == np.bool_ else (-np.inf, np.inf, np.float32)
+    is_bool = board.dtype == np.bool_
+    low, high = (0, 1) if is_bool else (-np.inf, np.inf)
+    kind: Any = np.bool_ if is_bool else np.float32
     observation_space = gym.spaces.Dict(
         {
             "action_mask": gym.spaces.Box(0, 1, form.legal_action_mask.shape, np.int8),

@@ -49,7 +49,7 @@ _REWARDS: Mapping[str, Callable[[Array, Array, bool], Array]] = {
 }
 
 
-def _probe(task: str) -> Callable[[Mapping[str, Any] | None], JaxEnv]:
+def _probe(task: str) -> Callable[..., JaxEnv]:
     starts, length = np.array(TASKS[task].starts, np.float32), TASKS[task].length
     pay = _REWARDS[task]
 
