@@ -14,7 +14,7 @@ from jaxrl.envs.jax_native.conformance import check_jax_env
 from jaxrl.envs.jax_native.env import JaxEnv
 from jaxrl.envs.jax_native.host_state import load_leaves, new_seeds, save_leaves, to_host
 from jaxrl.envs.resume import warn_fresh
-from jaxrl.envs.rows import empty_rows, leaves, take_row, unflatten
+from jaxrl.envs.rows import empty_rows, is_array_space, leaves, take_row, unflatten
 from jaxrl.envs.vector_env import Ended, VectorEnv
 from jaxrl.types import Array, EnvError, PyTree
 
@@ -22,11 +22,12 @@ from jaxrl.types import Array, EnvError, PyTree
 class _Programs(NamedTuple):
     """The jitted functions of a JaxVectorEnv; `seeds` is uint32 `[B]`, `n` the number of the call (uint32).
 
-    A row's random numbers follow from its own seed and `n`: they do not depend on B, nor on the other rows.
+    A row's random numbers follow from its own seed and `n`: they do not depend on B, nor on the other rows. The pair is
+    its key as it stands: threefry needs keys that differ, no random ones, and folding numbers in costs as a draw does.
     """
 
     reset: Any  # (seeds, n) -> (states, obs)
-    step: Any  # (seeds, n, states, actions) -> (states, obs, final_obs, rewards, terminateds, truncateds)
+    step: Any  # (seeds, n, states, actions) -> (states, obs, final_obs, rewards, flags [2, B])
     step_some: Any  # (seeds, n, states, actions, active, obs) -> the same
     reset_some: Any  # (seeds, n, rows, states, obs) -> (states, obs)
 
@@ -63,6 +64,7 @@ class JaxVectorEnv(VectorEnv):
         self._programs = _compile(env)
         self._device = jax.local_devices(backend="cpu")[0]
         self._dtypes = [row.dtype for row in leaves(env.action_space, empty_rows(env.action_space, 1))]
+        self._one_action, self._one_obs = is_array_space(env.action_space), is_array_space(env.observation_space)
         self._seeds: np.ndarray | None = None
         self._n = 0
         self._states: PyTree = None
@@ -95,24 +97,26 @@ class JaxVectorEnv(VectorEnv):
     ) -> Ended:
         """See `VectorEnv.step`."""
         space = self.action_space
-        actions = unflatten(
-            space, [np.asarray(part, kind) for part, kind in zip(leaves(space, actions), self._dtypes, strict=True)]
-        )
+        if self._one_action:
+            actions = np.asarray(actions, self._dtypes[0])
+        else:
+            parts = [np.asarray(x, kind) for x, kind in zip(leaves(space, actions), self._dtypes, strict=True)]
+            actions = unflatten(space, parts)
         if active is None:
             out = self._call(self._programs.step, self._states, actions)
         else:
             stepped = np.array(active, np.bool_)
             out = self._call(self._programs.step_some, self._states, actions, stepped, self._obs)
-        self._states, self._obs, final_obs, rewards, terminateds, truncateds = out
+        self._states, self._obs, final_obs, rewards, flags = out
+        flags = np.asarray(flags)
         rewards_out[:] = rewards
-        terminateds_out[:] = terminateds
-        truncateds_out[:] = truncateds
+        terminateds_out[:], truncateds_out[:] = flags
         self._write(obs_out, self._obs)
-        over = np.flatnonzero(terminateds_out | truncateds_out)
-        if not over.size:
+        if not flags.any():
             return []
         finals = to_host(final_obs)
-        return [(int(b), take_row(self.observation_space, finals, int(b))) for b in over]
+        over = np.flatnonzero(flags.any(axis=0)).tolist()
+        return [(b, take_row(self.observation_space, finals, b)) for b in over]
 
     def truncate(self, b: int, obs_out: Any) -> Any:
         """See `VectorEnv.truncate`."""
@@ -161,7 +165,7 @@ class JaxVectorEnv(VectorEnv):
     def _call(self, program: Any, *args: Any) -> Any:
         self._n += 1
         with jax.default_device(self._device):
-            return program(self._seeds, np.uint32(self._n % 2**32), *args)
+            return program(self._seeds, np.uint32(self._n % 2**31), *args)
 
     def _restore(self, state: dict[str, Any]) -> str:
         """Brings everything back; returns why it cannot, or an empty string."""
@@ -179,6 +183,9 @@ class JaxVectorEnv(VectorEnv):
         return ""
 
     def _write(self, rows: Any, obs: PyTree) -> None:
+        if self._one_obs:
+            rows[...] = np.asarray(obs)
+            return
         for column, leaf in zip(*self._leaves(rows, obs), strict=True):
             column[...] = np.asarray(leaf)
 
@@ -188,10 +195,8 @@ class JaxVectorEnv(VectorEnv):
 
 def _compile(env: JaxEnv) -> _Programs:
     def keys_of(seeds: Array, n: Array, stream: int) -> Array:
-        def one(seed: Array) -> Array:
-            return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), n), stream)
-
-        return jax.vmap(one)(seeds)
+        data = jnp.stack([seeds, jnp.broadcast_to(2 * n + jnp.uint32(stream), seeds.shape)], axis=-1)
+        return jax.random.wrap_key_data(data, impl="threefry2x32")
 
     def reset(seeds: Array, n: Array) -> tuple[PyTree, PyTree]:
         return jax.vmap(env.reset)(keys_of(seeds, n, 0))
@@ -205,7 +210,7 @@ def _compile(env: JaxEnv) -> _Programs:
         states, obs = jax.lax.cond(
             ended.any(), lambda: renew(seeds, n, ended, out.state, out.obs), lambda: (out.state, out.obs)
         )
-        return states, obs, out.obs, out.reward, out.terminated, out.truncated
+        return states, obs, out.obs, out.reward, jnp.stack([out.terminated, out.truncated])
 
     def step(seeds: Array, n: Array, states: PyTree, actions: PyTree) -> tuple[Any, ...]:
         return finish(seeds, n, jax.vmap(env.step)(keys_of(seeds, n, 1), states, actions))
