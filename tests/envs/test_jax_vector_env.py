@@ -17,6 +17,7 @@ from jaxrl import registry, trees
 from jaxrl.envs import (
     JAX_ENVS,
     EnvContext,
+    ListVectorEnv,
     ResumeWarning,
     VectorEnv,
     empty_rows,
@@ -85,6 +86,8 @@ def test_what_is_jax_native_and_what_is_not():
     assert find_jax_env(env) is env
     made = find_jax_env(cart_pole, {"max_episode_steps": 7})
     assert made is not None and made.max_episode_steps == 7
+    by_reference = find_jax_env("jaxrl.envs.jax_native.cart_pole_env:cart_pole", {"max_episode_steps": 8})
+    assert by_reference is not None and by_reference.max_episode_steps == 8
     assert jax_twin("CartPole-v1") == "jax/CartPole-v1"
     assert jax_twin("StatelessCartPole") == "jax/StatelessCartPole"
     assert jax_twin("ALE/Pong-v5") is None
@@ -95,6 +98,28 @@ def test_a_registered_jax_env_is_found_by_its_name():
     found = find_jax_env("short-cartpole")
     assert found is not None and found.max_episode_steps == 5
     assert isinstance(make_vector_env("short-cartpole", 2), JaxVectorEnv)
+
+
+def test_a_function_that_does_not_say_what_it_makes_serves_too():
+    vector = make_vector_env(lambda env_config: cart_pole({"max_episode_steps": 6}), 2)
+    assert isinstance(vector, ListVectorEnv)
+    vector.reset(seeds=[0, 1])
+    played = Played(vector).play(9)
+    assert [(t, b) for t, b, _ in played.ended] == [(5, 0), (5, 1)]
+    structure, arrays = trees.encode(vector.get_state())
+    kept = trees.decode(json.loads(json.dumps(structure)), arrays)
+    going_on = Played(vector, 3).play(20)
+    assert vector.set_state(kept) == [True, True]
+    assert same(going_on.obs, Played(vector, 3).play(20).obs)
+
+
+def test_a_checkpoint_of_one_kind_of_vector_env_is_none_of_the_other():
+    vector = make_vector_env("CartPole-v1", 2)
+    vector.reset(seeds=[0, 1])
+    jax_vector = make_vector_env("jax/CartPole-v1", 2)
+    jax_vector.reset(seeds=[0, 1])
+    with pytest.warns(ResumeWarning, match="no state was saved for it"):
+        assert vector.set_state(jax_vector.get_state()) == [False, False]
 
 
 def test_options_for_an_environment_that_exists_are_refused():
