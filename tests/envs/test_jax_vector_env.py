@@ -93,6 +93,15 @@ def test_what_is_jax_native_and_what_is_not():
     assert jax_twin("ALE/Pong-v5") is None
 
 
+def test_environments_of_equal_options_share_their_programs():
+    assert find_jax_env("jax/Pendulum-v1", {"g": 9.0}) is find_jax_env("jax/Pendulum-v1", {"g": 9.0})
+    assert find_jax_env("jax/Pendulum-v1", {"g": 9.0}) is not find_jax_env("jax/Pendulum-v1")
+    drawn = find_jax_env("jax/Pendulum-v1", {"render_mode": "rgb_array"})
+    assert drawn is find_jax_env("jax/Pendulum-v1")
+    vectors: list[Any] = [make_vector_env("jax/Pendulum-v1", 2) for _ in range(2)]
+    assert vectors[0]._programs is vectors[1]._programs
+
+
 def test_a_registered_jax_env_is_found_by_its_name():
     registry.register_env("short-cartpole", time_limit(cart_pole(), 5))
     found = find_jax_env("short-cartpole")

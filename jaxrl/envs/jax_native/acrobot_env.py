@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, time_limit
-from jaxrl.envs.jax_native.options import take_options
+from jaxrl.envs.jax_native.options import made_once, take_options
 from jaxrl.envs.jax_native.pendulum_env import wrap_angle
 from jaxrl.envs.jax_native.pictures import draw_with
 from jaxrl.types import Array
@@ -35,6 +35,7 @@ class AcrobotState(NamedTuple):
     theta2_dot: Array
 
 
+@made_once
 def acrobot(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     """Acrobot-v1: swing the tip above the bar; reward -1 for each step before, 500 steps.
 

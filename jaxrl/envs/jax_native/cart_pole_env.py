@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, time_limit
-from jaxrl.envs.jax_native.options import take_options
+from jaxrl.envs.jax_native.options import made_once, take_options
 from jaxrl.envs.jax_native.pictures import draw_with
 from jaxrl.types import Array
 
@@ -31,6 +31,7 @@ _THETA_LIMIT = 12 * 2 * np.pi / 360
 _HIGH = np.array([2 * _X_LIMIT, np.inf, 2 * _THETA_LIMIT, np.inf], np.float32)
 
 
+@made_once
 def cart_pole(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     """CartPole-v1: reward 1 for each step in which the pole stands, 500 steps.
 
@@ -67,6 +68,7 @@ def cart_pole(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     return time_limit(env, options["max_episode_steps"])
 
 
+@made_once
 def stateless_cart_pole(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     """CartPole-v1 whose observation is the position of the cart and the angle of the pole only; needs memory.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -43,12 +45,7 @@ class JaxGymEnv(gym.Env):
         self._state: Any = None
         # The action's structure and dtypes, whatever forms of numbers come: another dtype would be another program.
         self._dtypes = [row.dtype for row in leaves(env.action_space, empty_rows(env.action_space, 1))]
-
-        def key_of(seed: Any, n: Any) -> Any:
-            return jax.random.fold_in(jax.random.key(seed), n)
-
-        self._reset_program = jax.jit(lambda seed, n: env.reset(key_of(seed, n)))
-        self._step_program = jax.jit(lambda seed, n, state, action: env.step(key_of(seed, n), state, action))
+        self._reset_program, self._step_program = _compile(env.reset, env.step)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See `gymnasium.Env.reset`."""
@@ -98,3 +95,16 @@ class JaxGymEnv(gym.Env):
     def _own(self, obs: Any) -> Any:
         columns = leaves(self.observation_space, obs)
         return unflatten(self.observation_space, [np.array(column) for column in columns])
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(reset: Callable[..., Any], step: Callable[..., Any]) -> tuple[Any, Any]:
+    """The jitted `reset(seed, n)` and `step(seed, n, state, action)`; `n` is the number of the call."""
+
+    def key_of(seed: Any, n: Any) -> Any:
+        return jax.random.fold_in(jax.random.key(seed), n)
+
+    def step_numbered(seed: Any, n: Any, state: Any, action: Any) -> Any:
+        return step(key_of(seed, n), state, action)
+
+    return jax.jit(lambda seed, n: reset(key_of(seed, n))), jax.jit(step_numbered)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from gymnasium.spaces import Discrete
 
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, time_limit
-from jaxrl.envs.jax_native.options import take_options
+from jaxrl.envs.jax_native.options import made_once, take_options
 from jaxrl.types import Array, ConfigError
 
 
@@ -21,6 +21,7 @@ class RepeatAfterMeState(NamedTuple):
     t: Array
 
 
+@made_once
 def repeat_after_me(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     """Repeat the token seen `repeat_delay` steps ago: reward 1, else -1; the tokens before the first count as 0.
 

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, time_limit
-from jaxrl.envs.jax_native.options import take_options
+from jaxrl.envs.jax_native.options import made_once, take_options
 from jaxrl.envs.jax_native.pictures import draw_with
 from jaxrl.types import Array
 
@@ -26,6 +26,7 @@ _LOW = np.array([_LEFT, -_MAX_SPEED], np.float32)
 _HIGH = np.array([_RIGHT, _MAX_SPEED], np.float32)
 
 
+@made_once
 def mountain_car(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     """MountainCar-v0: push left, not at all, or right; reward -1 for each step before the flag at 0.5, 200 steps.
 
@@ -53,6 +54,7 @@ def mountain_car(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     return time_limit(env, options["max_episode_steps"])
 
 
+@made_once
 def mountain_car_continuous(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     """MountainCarContinuous-v0: a force in [-1, 1]; reward 100 at the flag at 0.45, -force^2 / 10 a step, 999 steps.
 

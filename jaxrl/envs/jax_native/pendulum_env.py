@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, time_limit
-from jaxrl.envs.jax_native.options import take_options
+from jaxrl.envs.jax_native.options import made_once, take_options
 from jaxrl.envs.jax_native.pictures import draw_with
 from jaxrl.types import Array
 
@@ -28,6 +28,7 @@ class PendulumState(NamedTuple):
     theta_dot: Array
 
 
+@made_once
 def pendulum(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
     """Pendulum-v1: swing up and stand; reward -(theta^2 + theta_dot^2 / 10 + torque^2 / 1000), 200 steps.
 

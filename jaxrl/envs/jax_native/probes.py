@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep
-from jaxrl.envs.jax_native.options import take_options
+from jaxrl.envs.jax_native.options import made_once, take_options
 from jaxrl.envs.probes import BEST, TASKS
 from jaxrl.types import Array
 
@@ -58,6 +58,7 @@ def _probe(task: str) -> Callable[..., JaxEnv]:
         obs = jnp.where(jax.random.bits(key) >> 31, starts[1], starts[0]) if several else jnp.asarray(starts[0])
         return ProbeState(obs, jnp.int32(0)), obs[None]
 
+    @made_once
     def create(env_config: Mapping[str, Any] | None = None) -> JaxEnv:
         continuous = take_options(f"jax/{task}", env_config, continuous=False)["continuous"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -61,7 +63,7 @@ class JaxVectorEnv(VectorEnv):
         self.envs = None
         self.num_restarts = 0
         self._checks = checks
-        self._programs = _compile(env)
+        self._programs = _compile(env.reset, env.step)
         self._device = jax.local_devices(backend="cpu")[0]
         self._dtypes = [row.dtype for row in leaves(env.action_space, empty_rows(env.action_space, 1))]
         self._one_action, self._one_obs = is_array_space(env.action_space), is_array_space(env.observation_space)
@@ -193,13 +195,14 @@ class JaxVectorEnv(VectorEnv):
         return leaves(self.observation_space, rows), leaves(self.observation_space, obs)
 
 
-def _compile(env: JaxEnv) -> _Programs:
+@functools.lru_cache(maxsize=16)
+def _compile(reset_one: Callable[..., Any], step_one: Callable[..., Any]) -> _Programs:
     def keys_of(seeds: Array, n: Array, stream: int) -> Array:
         data = jnp.stack([seeds, jnp.broadcast_to(2 * n + jnp.uint32(stream), seeds.shape)], axis=-1)
         return jax.random.wrap_key_data(data, impl="threefry2x32")
 
     def reset(seeds: Array, n: Array) -> tuple[PyTree, PyTree]:
-        return jax.vmap(env.reset)(keys_of(seeds, n, 0))
+        return jax.vmap(reset_one)(keys_of(seeds, n, 0))
 
     def renew(seeds: Array, n: Array, rows: Array, states: PyTree, obs: PyTree) -> tuple[PyTree, PyTree]:
         return select_rows(rows, reset(seeds, n), (states, obs))
@@ -213,12 +216,12 @@ def _compile(env: JaxEnv) -> _Programs:
         return states, obs, out.obs, out.reward, jnp.stack([out.terminated, out.truncated])
 
     def step(seeds: Array, n: Array, states: PyTree, actions: PyTree) -> tuple[Any, ...]:
-        return finish(seeds, n, jax.vmap(env.step)(keys_of(seeds, n, 1), states, actions))
+        return finish(seeds, n, jax.vmap(step_one)(keys_of(seeds, n, 1), states, actions))
 
     def step_some(
         seeds: Array, n: Array, states: PyTree, actions: PyTree, active: Array, obs: PyTree
     ) -> tuple[Any, ...]:
-        out = jax.vmap(env.step)(keys_of(seeds, n, 1), states, actions)
+        out = jax.vmap(step_one)(keys_of(seeds, n, 1), states, actions)
         states, obs = select_rows(active, (out.state, out.obs), (states, obs))
         rewards = jnp.where(active, out.reward, 0.0)
         flags = {"terminated": out.terminated & active, "truncated": out.truncated & active}
