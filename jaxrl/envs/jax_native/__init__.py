@@ -4,6 +4,7 @@ from jaxrl.envs.jax_native.acrobot_env import AcrobotState, acrobot
 from jaxrl.envs.jax_native.auto_reset import VectorStep, draw_resets, select_rows, vector_step
 from jaxrl.envs.jax_native.brax_env import from_brax
 from jaxrl.envs.jax_native.cart_pole_env import cart_pole, stateless_cart_pole
+from jaxrl.envs.jax_native.conformance import check_jax_env
 from jaxrl.envs.jax_native.env import JaxEnv, JaxStep, TimeLimitState, time_limit
 from jaxrl.envs.jax_native.gymnax_env import from_gymnax
 from jaxrl.envs.jax_native.jumanji_env import from_jumanji
@@ -32,6 +33,7 @@ __all__ = [
     "acrobot",
     "action_probe",
     "cart_pole",
+    "check_jax_env",
     "discount_probe",
     "draw_resets",
     "from_brax",
