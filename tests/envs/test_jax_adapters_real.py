@@ -1,4 +1,4 @@
-"""Environments of other libraries as JaxEnvs, where they are installed: `pip install 'jaxrl[jaxenvs]'`, and playground."""
+"""Environments of other libraries as JaxEnvs, where they are installed (the extra `jaxenvs`, and playground)."""
 
 from __future__ import annotations
 
