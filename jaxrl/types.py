@@ -158,12 +158,14 @@ class ActInputs(NamedTuple):
 class ActOutput(NamedTuple):
     """Actions `[B, ...]`, the next carry `(model state, exploration state)`, and a log-probability.
 
-    `logp [B]` comes only from explorations that do not draw from the policy's own distribution.
+    `logp [B]` comes only from explorations that do not draw from the policy's own distribution. `dist_inputs [B, D]`
+    are those of the policy's distribution, for whoever can use them; a sampler on the host leaves them where they are.
     """
 
     actions: PyTree
     carry: PyTree
     logp: Array | None = None
+    dist_inputs: Array | None = None
 
 
 class Weights(NamedTuple):

@@ -48,6 +48,7 @@ FLOORS = {
 ITERATORS = {
     "iterators",
     "branches",
+    "compiled_form",
     "nodes",
     "on_worker",
     "stages",

@@ -23,10 +23,11 @@ from jaxrl.cli.runs import (
 )
 from jaxrl.trainers.checkpoint import read_metadata
 from jaxrl.trainers.display import open_display
-from jaxrl.trainers.fit import check_stop, criterion_met, env_label, train_until
+from jaxrl.trainers.fit import train_until
 from jaxrl.trainers.history import History, value_at
 from jaxrl.trainers.interruption import Interruption
 from jaxrl.trainers.results import new_run_directory
+from jaxrl.trainers.stopping import check_stop, criterion_met, env_label
 from jaxrl.types import CheckpointError, ConfigError, JaxrlError
 
 

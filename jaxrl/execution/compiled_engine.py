@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrl.envs.jax_native import JaxEnv
+from jaxrl import trees
+from jaxrl.envs.jax_native import JaxEnv, check_jax_env
 from jaxrl.execution.compiled_form import Turn, World
 from jaxrl.execution.compiled_plan import CompiledPlan, Example, RoundOutput, compile_plan
 from jaxrl.execution.context import AGENT_STEPS_SAMPLED, AGENT_STEPS_TRAINED, STEPS_SAMPLED, STEPS_TRAINED, PlanContext
@@ -24,7 +25,9 @@ from jaxrl.rollout.compiled_rollouts import CompiledRollouts, Played, compiled_r
 from jaxrl.rollout.compiled_workers import CompiledWorkers
 from jaxrl.types import CheckpointError, ConfigError, NonFiniteError
 
-# Keys of sampling and replay are told apart from those of learners.
+# Keys of learners, and those of sampling and replay, are told apart.
+_LEARNER_KEY = 2**20
+_ROUNDS = "CompiledRounds"
 _WORLD_KEY = 2**21
 
 
@@ -48,6 +51,7 @@ class CompiledEngine:
         rollouts, plan: the pure parts.
         rounds: rounds of the plan in one call of the program.
         costs: what the programs cost, by name, once they are compiled.
+        world_bytes: bytes of all that one run holds.
 
     Raises:
         ConfigError: something that a compiled program cannot hold, by name.
@@ -56,10 +60,13 @@ class CompiledEngine:
     def __init__(self, ctx: PlanContext, plan: LocalIterator, env: JaxEnv):
         if len(ctx.learners) != 1:
             raise ConfigError(f"engine='compiled': expected one policy, got {sorted(ctx.learners)}.")
+        check_jax_env(env)
         ((self.policy_id, self.learner),) = ctx.learners.items()
         self.ctx, self.env = ctx, env
         self.policy = self.learner.policy
         self.rollouts: CompiledRollouts = compiled_rollouts(env, self.policy, ctx.config)
+        forms = [getattr(node, "operator", None) for node in plan.nodes()]
+        self._asked = [op.compiled.controls for op in forms if op and op.compiled and op.compiled.controls]
         train = jax.eval_shape(lambda: self.learner.state)
         self._world_shapes = jax.eval_shape(self._init_world, jax.random.key(0), train)
         turn = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._example_turns())
@@ -69,17 +76,25 @@ class CompiledEngine:
         self.rounds = max(1, math.ceil(ctx.config.timesteps_per_iteration / self.steps_per_round))
         self.costs: dict[str, ProgramCost] = {}
         self._program: Any = None
+        self._shapes = self._world_shapes._replace(train=(), memory=())
+        self.world_bytes = trees.size_bytes(self._world_shapes)
+        if ctx.memory is not None:
+            ctx.memory.device_shapes = self._world_shapes.memory
 
     # ---- pure parts
 
     def _init_world(self, key: Any, train: Any) -> World:
         """A run's beginning but for the states of operators."""
         env_key, key = jax.random.split(key)
-        rollouts, memory = self.rollouts.init(env_key), ()
-        if self.ctx.memory is not None:
-            shapes = jax.eval_shape(self.rollouts.sample, train.weights, rollouts, key, jnp.int32(0))[1]
-            memory = self.ctx.memory.compiled.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        rollouts = self.rollouts.init(env_key)
+        memory = self._empty_memory(train, rollouts, key)
         return World(train, rollouts, memory, {}, key)
+
+    def _empty_memory(self, train: Any, rollouts: Any, key: Any) -> Any:
+        if self.ctx.memory is None:
+            return ()
+        shapes = jax.eval_shape(self.rollouts.sample, train.weights, rollouts, key, jnp.int32(0))[1]
+        return self.ctx.memory.compiled.init(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
     def init(self, key: Any, train: Any) -> World:
         """A run's beginning, pure.
@@ -94,19 +109,21 @@ class CompiledEngine:
     # ---- turns
 
     def _example_turns(self) -> Turn:
-        names = self.ctx.memory is not None
         zeros = np.zeros(1, np.float32)
-        coeffs = dict.fromkeys(self.policy.spec.schedules, zeros)
-        controls = {"beta": zeros} if names else {}
+        coeffs, controls = (dict.fromkeys(names, zeros) for names in (self.policy.spec.schedules, self._controls(0)))
         return Turn(*(np.zeros(1, t) for t in (np.uint32, np.int32, np.uint32, np.int32)), coeffs, controls)
 
-    def turns(self, first: int, sampled: int, draws: int) -> tuple[Turn, int]:
+    def _controls(self, timestep: int) -> dict[str, float]:
+        return {name: value for ask in self._asked for name, value in ask(timestep).items()}
+
+    def turns(self, first: int, sampled: int, draws: int, filled_from: int = 0) -> tuple[Turn, int]:
         """What the host knows of the next rounds.
 
         Args:
             first: rounds before them.
             sampled: env steps sampled before them.
             draws: state of the random number generator that rounds fractional numbers of updates.
+            filled_from: rounds before the memory was made.
 
         Returns:
             The turns, stacked, and the generator's next state.
@@ -117,14 +134,11 @@ class CompiledEngine:
         after = before + self.steps_per_round
         pulls = np.ones(self.rounds, np.int32)
         if schedule.pulls is not None:
-            memory = self.ctx.memory
-            assert memory is not None
-            # Everything stored since the memory began, which is with the first round of this engine.
-            ready = (number + 1) * self.steps_per_round >= max(1, memory.learning_starts)
+            first_learning = filled_from + self.rounds_before_learning()
             for i in range(self.rounds):
                 draws, unit = random_unit(draws)
-                pulls[i] = int(schedule.pulls) + (unit < schedule.pulls % 1) if ready[i] else 0
-        asked = [schedule.controls(int(t)) for t in after] if self.ctx.memory is not None else []
+                pulls[i] = int(schedule.pulls) + (unit < schedule.pulls % 1) if number[i] >= first_learning else 0
+        asked = [self._controls(int(t)) for t in after] if self._asked else []
         turns = Turn(
             number.astype(np.uint32),
             (number * schedule.fragments * self.rollouts.length).astype(np.int32),
@@ -135,23 +149,45 @@ class CompiledEngine:
         )
         return turns, draws
 
+    def rounds_before_learning(self) -> int:
+        """Rounds that only store, until the memory holds `learning_starts` rows."""
+        if self.ctx.memory is None:
+            return 0
+        return math.ceil(max(1, self.ctx.memory.learning_starts) / self.steps_per_round) - 1
+
     # ---- running
 
     def start(self) -> list[Any]:
         """The leaves of a fresh run's world but for the learner's state."""
         check_memory(self._world_shapes, "the environments, the replay memory and the learner of this run")
-        world = self._compiled("init", jax.jit(self.init), jax.random.key(self.ctx.config.seed), self.learner.state)
-        return jax.tree.leaves(self._placed(world._replace(train=())))
+        given = (jax.random.key(self.ctx.config.seed), self.learner.state)
+        with self._on_devices():
+            program, self.costs["init"] = build_program("init", jax.jit(self.init), *given)
+            world = program(*given)
+        world = self._placed(world._replace(train=()))
+        if self.ctx.memory is not None:
+            self.ctx.memory.on_device = world.memory
+        return jax.tree.leaves(world._replace(memory=()))
+
+    def fill_anew(self, leaves: list[Any]) -> None:
+        """Makes an empty memory for a run that is restored without its contents."""
+        memory = self.ctx.memory
+        assert memory is not None
+        rest = jax.tree.unflatten(jax.tree.structure(self._shapes), leaves)
+        made = jax.jit(self._empty_memory)(self.learner.state, rest.rollouts, rest.key)
+        memory.on_device = self._placed(rest._replace(memory=made)).memory
 
     def run(self, leaves: list[Any], turns: Turn) -> tuple[list[Any], RoundOutput]:
-        """The rounds that `turns` describes; the learner has the state after them.
+        """The rounds that `turns` describes; learner and memory have the states after them.
 
         Args:
-            leaves: of the world, without the learner's state; given up.
+            leaves: of the world, without those of learner and memory; given up.
             turns: see `turns`.
         """
-        template = self._world_shapes._replace(train=())
-        rest = jax.tree.unflatten(jax.tree.structure(template), leaves)
+        memory = self.ctx.memory
+        rest = jax.tree.unflatten(jax.tree.structure(self._shapes), leaves)
+        if memory is not None:
+            rest = rest._replace(memory=memory.on_device)
 
         def rounds(train: Any, rest: World, turns: Turn) -> tuple[Any, World, RoundOutput]:
             world, out = self.plan.run(rest._replace(train=train), turns)
@@ -161,29 +197,14 @@ class CompiledEngine:
         if self._program is None:
             placed = None if self.learner.mesh is None else jax.tree.map(lambda x: x.sharding, arguments[:2])
             jitted = jax.jit(rounds, donate_argnums=1, **({} if placed is None else {"out_shardings": (*placed, None)}))
-            self._program = self._build("iteration", jitted, *arguments)
+            with self._on_devices():
+                self._program, self.costs["iteration"] = build_program("iteration", jitted, *arguments)
         with self._on_devices():
             train, rest, out = self._program(*arguments)
         self.learner.state = train
-        return jax.tree.leaves(rest), out
-
-    def _compiled(self, name: str, jitted: Any, *arguments: Any) -> Any:
-        return self._build(name, jitted, *arguments)(*arguments)
-
-    def _build(self, name: str, jitted: Any, *arguments: Any) -> Any:
-        began = time.perf_counter()
-        with self._on_devices():
-            lowered = jitted.lower(*arguments)
-            traced = time.perf_counter()
-            program = lowered.compile()
-        used = program.memory_analysis()
-        total = 0
-        if used is not None:
-            total = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
-            total -= used.alias_size_in_bytes
-        self.costs[name] = ProgramCost(traced - began, time.perf_counter() - traced, int(total))
-        check_memory(total, f"the program {name!r}")
-        return program
+        if memory is not None:
+            memory.on_device = rest.memory
+        return jax.tree.leaves(rest._replace(memory=())), out
 
     # ---- devices
 
@@ -211,6 +232,67 @@ class CompiledEngine:
         return others._replace(rollouts=rollouts)
 
 
+def adopt_world(ctx: PlanContext, plan: LocalIterator, engine: CompiledEngine, world: World, rounds: int) -> None:
+    """Makes a plan go on from another world: learner, environments, counters.
+
+    Args:
+        ctx, plan, engine: of the plan that goes on.
+        world: of a member of a population, say.
+        rounds: rounds behind it.
+    """
+    (source,) = (node for node in plan.nodes() if isinstance(node, Source) and node.name.startswith(_ROUNDS))
+    sampled = rounds * engine.steps_per_round
+    engine.learner.state = world.train
+    rest = world._replace(train=(), memory=())
+    source.state = {**source.state, "rounds": rounds, "world": jax.tree.leaves(rest)}
+    if ctx.memory is not None:
+        ctx.memory.on_device = world.memory
+    for name in (STEPS_SAMPLED, AGENT_STEPS_SAMPLED):
+        ctx.counters[name] = sampled
+    schedule = engine.plan.schedule
+    learning = rounds - engine.rounds_before_learning()
+    trained = sampled if schedule.pulls is None else int(max(0, learning) * schedule.pulls) * schedule.batch_rows()
+    for name in (STEPS_TRAINED, AGENT_STEPS_TRAINED):
+        ctx.counters[name] = trained
+
+
+def build_program(name: str, jitted: Any, *arguments: Any) -> tuple[Any, ProgramCost]:
+    """Compiles a jitted function for arguments of these shapes.
+
+    Args:
+        name: for messages.
+        jitted: what `jax.jit` gave.
+        arguments: arrays, or their shapes.
+
+    Returns:
+        The program and what it costs.
+
+    Raises:
+        ConfigError: it needs more memory than there is, with both sums; nothing has run.
+    """
+    began = time.perf_counter()
+    lowered = jitted.lower(*arguments)
+    traced = time.perf_counter()
+    program = lowered.compile()
+    compiled = time.perf_counter()
+    used, total = program.memory_analysis(), 0
+    if used is not None:
+        total = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+        total = int(total - used.alias_size_in_bytes)
+    check_memory(total, f"the program {name!r}")
+    return program, ProgramCost(traced - began, compiled - traced, total)
+
+
+def learner_key(seed: Any, index: int = 0) -> Any:
+    """The key of a run's `index`-th learner.
+
+    Args:
+        seed: of the run.
+        index: of the learner.
+    """
+    return jax.random.fold_in(jax.random.key(seed), _LEARNER_KEY + index)
+
+
 class _Rounds:
     """`apply` and `init` of the operator that stands in the plan for all that is compiled."""
 
@@ -218,16 +300,19 @@ class _Rounds:
         self.engine, self.workers = engine, workers
 
     def init(self) -> dict[str, Any]:
-        return {"rounds": 0, "draws": int(self.engine.ctx.config.seed or 0), "world": []}
+        return {"rounds": 0, "draws": int(self.engine.ctx.config.seed or 0), "filled_from": 0, "world": []}
 
     def __call__(self, state: dict[str, Any], _: Any) -> tuple[dict[str, Any], Any]:
         engine, ctx = self.engine, self.engine.ctx
-        leaves = state["world"] or engine.start()
-        turns, draws = engine.turns(state["rounds"], ctx.counters[STEPS_SAMPLED], state["draws"])
+        leaves = _checked(state["world"], engine) if state["world"] else engine.start()
+        if ctx.memory is not None and ctx.memory.on_device is None:
+            engine.fill_anew(leaves)
+            state["filled_from"] = state["rounds"]
+        turns, draws = engine.turns(state["rounds"], ctx.counters[STEPS_SAMPLED], state["draws"], state["filled_from"])
         timer = ctx.timer("compiled")
         before = engine.learner.state
         with timer:
-            leaves, out = engine.run(_checked(leaves, engine), turns)
+            leaves, out = engine.run(leaves, turns)
             jax.block_until_ready(out)
         played = Played(*(np.asarray(x).reshape(-1, engine.rollouts.width) for x in out.played))
         steps = played.rewards.size
@@ -264,7 +349,7 @@ class _Rounds:
 
 def _checked(leaves: list[Any], engine: CompiledEngine) -> list[Any]:
     """A world's leaves as device arrays, after a look at their shapes where they come from a checkpoint."""
-    shapes = jax.tree.leaves(engine._world_shapes._replace(train=()))
+    shapes = jax.tree.leaves(engine._shapes)
     if len(leaves) != len(shapes) or any(
         (tuple(x.shape), x.dtype) != (s.shape, s.dtype) for x, s in zip(leaves, shapes, strict=False)
     ):
@@ -272,7 +357,7 @@ def _checked(leaves: list[Any], engine: CompiledEngine) -> list[Any]:
             "the saved state of the compiled program does not fit: it was made with another environment, policy or "
             "number of environments."
         )
-    return leaves
+    return jax.tree.map(jnp.asarray, leaves)
 
 
 def compiled_engine(ctx: PlanContext, plan: LocalIterator, env: JaxEnv, workers: CompiledWorkers) -> CompiledEngine:
@@ -289,6 +374,6 @@ def compiled_engine(ctx: PlanContext, plan: LocalIterator, env: JaxEnv, workers:
     """
     engine = CompiledEngine(ctx, plan, env)
     rounds = _Rounds(engine, workers)
-    source = Source(Operator(f"CompiledRounds({engine.rounds})", rounds, init=rounds.init, host_only=True))
+    source = Source(Operator(f"{_ROUNDS}({engine.rounds})", rounds, init=rounds.init, host_only=True))
     engine.plan.tail.inputs = (source,)
     return engine

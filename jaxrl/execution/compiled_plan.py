@@ -44,13 +44,11 @@ class Schedule(NamedTuple):
         fragments: rollouts of a round, k.
         pulls: how often the plan that learns from a memory is pulled a round, on average; None without one.
         batch_rows: rows that one pull learns from, once the plan has been traced.
-        controls: numbers that operators ask for, by name, from the env steps sampled.
     """
 
     fragments: int
     pulls: float | None
     batch_rows: Callable[[], int]
-    controls: Callable[[int], dict[str, float]]
 
 
 class CompiledPlan(NamedTuple):
@@ -102,6 +100,9 @@ def compile_plan(root: Node, rollouts: CompiledRollouts, example: Example) -> Co
 
     def one_round(world: World, turn: Turn) -> tuple[World, RoundOutput]:
         told = _Told([], [])
+        if turn.coeffs:
+            train = world.train
+            world = world._replace(train=train.replace(coeffs={**train.coeffs, **turn.coeffs}))
         world, item = pull(turn, world, told)
         metrics = told.metrics[-1] if told.metrics else {}
         if isinstance(item, Trained):
@@ -143,13 +144,8 @@ class _Lowering:
         return {name: form.init() for name, form in self.forms.items()}
 
     def schedule(self) -> Schedule:
-        asking = [form.controls for form in self.forms.values() if form.controls is not None]
-
-        def controls(timestep: int) -> dict[str, float]:
-            return {name: value for ask in asking for name, value in ask(timestep).items()}
-
         pulls = self.learn_weight if self.replays else None
-        return Schedule(self.fragments, pulls, lambda: self.batch_rows, controls)
+        return Schedule(self.fragments, pulls, lambda: self.batch_rows)
 
     # ---- nodes
 

@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxrl import trees
 from jaxrl.data import MultiAgentBatch, SampleBatch
-from jaxrl.replay import ReplayBuffer, jax_twin, load, save
+from jaxrl.replay import JaxReplayState, ReplayBuffer, jax_twin, load, save
 from jaxrl.types import CheckpointError, ConfigError, PolicyID
 
 # Of the directories that hold the contents: a policy's id may be any text, and is no path.
 _PREFIX = "policy-"
+_DEVICE_FILE = "device.safetensors"
 
 
 class ReplayMemory:
@@ -30,6 +34,8 @@ class ReplayMemory:
 
     Attributes:
         states: state of the buffer by policy.
+        on_device: state of its twin in JAX arrays, where a compiled program samples and learns; else None.
+        device_shapes: the shapes of that state, set by the compiled engine.
     """
 
     def __init__(
@@ -44,6 +50,8 @@ class ReplayMemory:
         self.buffer, self.policies, self.lockstep = buffer, policies, lockstep
         self.learning_starts, self.store_in_checkpoints = learning_starts, store_in_checkpoints
         self.states: dict[PolicyID, Any] = {}
+        self.on_device: JaxReplayState | None = None
+        self.device_shapes: Any = None
 
     @functools.cached_property
     def compiled(self) -> ReplayBuffer:
@@ -126,6 +134,9 @@ class ReplayMemory:
 
     def stats(self) -> dict[PolicyID, dict[str, int]]:
         """Rows and bytes held, by policy."""
+        if self.on_device is not None:
+            size, size_bytes = int(self.on_device.size), self.compiled.nbytes(self.on_device)
+            return {self.policies[0]: {"size": size, "size_bytes": size_bytes}}
         return {
             pid: {"size": self.buffer.size(state), "size_bytes": self.buffer.nbytes(state)}
             for pid, state in self.states.items()
@@ -135,18 +146,36 @@ class ReplayMemory:
         """Writes the contents, a directory for each policy; nothing where checkpoints should not hold them."""
         if self.store_in_checkpoints:
             directory.mkdir(exist_ok=True)
+            if self.on_device is not None:
+                trees.write_arrays(directory / _DEVICE_FILE, trees.flatten_with_paths(self.on_device))
             for pid, state in self.states.items():
                 save(state, directory / f"{_PREFIX}{quote(pid, safe='')}")
 
     def load(self, directory: pathlib.Path) -> dict[PolicyID, Any]:
-        """What `save` wrote, to be assigned to `states`; empty where it wrote nothing.
+        """What `save` wrote, for `restore`; empty where it wrote nothing, or another engine did.
 
         Raises:
             CheckpointError: of other policies, or a buffer of other options or shapes.
         """
+        file = directory / _DEVICE_FILE
+        if self.device_shapes is not None:
+            if not file.is_file():
+                return {}
+            flat = trees.read_arrays(file)
+            empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.device_shapes)
+            return {self.policies[0]: jax.tree.map(jnp.asarray, trees.restore_like(empty, flat, f"{file}"))}
+        if file.is_file():
+            return {}
         paths = sorted(directory.iterdir()) if directory.is_dir() else []
         found = {unquote(path.name.removeprefix(_PREFIX)): path for path in paths}
         unknown = sorted(set(found) - set(self.policies))
         if unknown:
             raise CheckpointError(f"{directory}: replay contents of policies {unknown}; there are {self.policies}.")
         return {pid: load(self.buffer, path) for pid, path in found.items()}
+
+    def restore(self, contents: dict[PolicyID, Any]) -> None:
+        """Takes what `load` gave in the place of all contents."""
+        if self.device_shapes is not None:
+            self.on_device = contents.get(self.policies[0])
+        else:
+            self.states = contents

@@ -149,11 +149,12 @@ class PolicyBuilder:
             key=jax.random.fold_in(step_key, 1) if explore and "key" in reads else None,
         )
         dist_inputs, _, state = self.one_step(params, model_inputs, state)
-        dist = self.dist_class(self.mask_logits(dist_inputs, inputs.obs))
+        dist_inputs = self.mask_logits(dist_inputs, inputs.obs)
+        dist = self.dist_class(dist_inputs)
         actions, logp, exploration_state = self.exploration.sample(
             dist, exploration_state, step_key, inputs.t, coeffs, explore
         )
-        return ActOutput(actions, (state, exploration_state), logp if self.gives_logp else None)
+        return ActOutput(actions, (state, exploration_state), logp if self.gives_logp else None, dist_inputs)
 
     def one_step(self, params: Params, inputs: ModelInputs, state: PyTree) -> tuple[Array, Array, PyTree]:
         if not self.recurrent:

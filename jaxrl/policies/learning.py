@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from jaxrl.data import SampleBatch
 from jaxrl.policies.gradients import GRAD_NORM, Gradients, global_norm
+from jaxrl.policies.permutations import random_permutations
 from jaxrl.policies.policy import TrainState
 from jaxrl.types import Array, LearnOutput, Params
 
@@ -173,6 +174,8 @@ def _spread(batch: SampleBatch, axis: int) -> SampleBatch:
 
 def _orders(key: Array, n: int, present: Array | None, epochs: int, shuffle: bool) -> Array:
     """The order of rows or columns in each epoch, int32 `[epochs, n]`; those that hold nothing come last."""
+    if present is None and shuffle:
+        return random_permutations(key, epochs, n)
     # One draw and one sort for all epochs: they compile faster than jax.random.permutation's, one for each.
     keys = [jax.random.bits(key, (epochs, n))] if shuffle else []
     if present is not None:

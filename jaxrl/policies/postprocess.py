@@ -42,14 +42,18 @@ def produce(
         The columns by name, `[T, B, ...]`.
     """
     made: dict[str, Array] = {}
+    # A compiled rollout has kept what it acted on, which spares a pass through the policy.
+    dist_inputs = batch.get("action_dist_inputs")
+    if dist_inputs is None and out is not None:
+        dist_inputs = out.dist_inputs
     if missing & {"action_logp", "action_prob"}:
         logp = batch.get("action_logp")  # what another exploration than the policy's own has put there
         if logp is None:
-            assert out is not None
-            logp = dist_class(out.dist_inputs).log_prob(batch["actions"])
+            assert dist_inputs is not None
+            logp = dist_class(dist_inputs).log_prob(batch["actions"])
         made["action_logp"], made["action_prob"] = logp, jnp.exp(logp)
     if out is not None:
-        made["action_dist_inputs"], made["vf_preds"] = out.dist_inputs, out.values
+        made["action_dist_inputs"], made["vf_preds"] = dist_inputs, out.values
     if missing & {"advantages", "value_targets"}:
         rewards, terminateds, ended = batch["rewards"], batch["terminateds"], batch["dones"]
         mask = batch.get("mask")

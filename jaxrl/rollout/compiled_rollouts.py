@@ -89,6 +89,9 @@ def compiled_rollouts(env: JaxEnv, policy: Policy, config: Any) -> CompiledRollo
     reads = spec.reads | spec.act_reads | (spec.model.reads if spec.recurrent else frozenset())
     reads_previous = bool(reads & {"prev_actions", "prev_rewards"})
     reads_t = spec.recurrent or "t" in reads
+    # What was acted on need not be computed again, unless it was noisy, or is stepped through for its states anyway.
+    asked = reads & {"action_dist_inputs", "action_logp", "action_prob"}
+    keeps_inputs = bool(asked) and not spec.recurrent and "key" not in spec.model.reads
     to_env = action_transform(env.action_space, normalize=config.normalize_actions, clip=config.clip_actions)
     rule = reward_rule(config)
     fresh_bytes = trees.size_bytes(jax.eval_shape(lambda key: draw_resets(env, key, (steps, width)), jax.random.key(0)))
@@ -147,6 +150,8 @@ def compiled_rollouts(env: JaxEnv, policy: Policy, config: Any) -> CompiledRollo
                 row["eps_id"], episode = episode, jnp.where(ended, episode + width, episode)
             if out.logp is not None:
                 row["action_logp"] = out.logp
+            if keeps_inputs:
+                row["action_dist_inputs"] = out.dist_inputs
             previous = state.previous
             if reads_previous:
                 row["prev_actions"], row["prev_rewards"] = previous

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -14,6 +14,14 @@ from jaxrl.rollout.filters import make_filter
 from jaxrl.types import PolicyID, Weights
 
 
+class Ended(NamedTuple):
+    """Episodes that ended, in the order of time: their environment, length and return, each `[K]`."""
+
+    column: np.ndarray
+    length: np.ndarray
+    reward: np.ndarray
+
+
 class EpisodeReturns:
     """Returns and lengths of episodes from rewards and ends.
 
@@ -22,11 +30,12 @@ class EpisodeReturns:
     """
 
     def __init__(self, width: int):
+        self.width = width
         self.reward = np.zeros(width)
         self.length = np.zeros(width, np.int64)
 
-    def add(self, rewards: np.ndarray, ended: np.ndarray) -> list[EpisodeRecord]:
-        """The episodes that ended in the next `N` steps, in the order of time.
+    def add(self, rewards: np.ndarray, ended: np.ndarray) -> Ended:
+        """The episodes that ended in the next `N` steps.
 
         Args:
             rewards: `[N, B]`.
@@ -46,7 +55,7 @@ class EpisodeReturns:
         self.reward = running[-1] - last_total + np.where(unbroken, self.reward, 0.0)
         self.length = steps - 1 - last_row + np.where(unbroken, self.length, 0)
         order = np.argsort(row, kind="stable")
-        return list(map(EpisodeRecord, (row - begun)[order].tolist(), (total - before)[order].tolist()))
+        return Ended(column[order], (row - begun)[order], (total - before)[order])
 
 
 class CompiledWorkers:
@@ -83,7 +92,12 @@ class CompiledWorkers:
 
     def add(self, played: Played) -> None:
         """Takes what happened in `[N, B]` env steps."""
-        self._episodes += self._returns.add(np.asarray(played.rewards), np.asarray(played.ended))
+        ended = self._returns.add(np.asarray(played.rewards), np.asarray(played.ended))
+        self._episodes += map(EpisodeRecord, ended.length.tolist(), ended.reward.tolist())
+
+    def set_returns(self, returns: EpisodeReturns) -> None:
+        """Goes on with the episodes that another has followed so far."""
+        self._returns = returns
 
     def pop_episodes(
         self, timeout_s: float | None = None, of_workers: Collection[int] | None = None

@@ -169,7 +169,7 @@ def load(trainer: Any, directory: pathlib.Path) -> None:
     with trainer.context.paused():
         _replace(trainer, state, directory)
     if memory is not None:
-        memory.states = replayed
+        memory.restore(replayed)
     if shards is not None:
         shards.restore()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxrl.registry import did_you_mean
 from jaxrl.trainers.display import Display, open_display
+from jaxrl.trainers.evolution import PopulationBasedTraining
 from jaxrl.trainers.history import History, value_at
 from jaxrl.trainers.interruption import Interruption
+from jaxrl.trainers.population import PopulationHistory, fit_population
 from jaxrl.trainers.results import flatten
+from jaxrl.trainers.stopping import check_stop, criterion_met, env_label
 from jaxrl.types import ConfigError
 
 # Results that do not have these keys from the first iteration on.
@@ -21,9 +23,12 @@ def fit(
     trainer: Any,
     iterations: int,
     *,
+    seeds: int | Sequence[int] | None = None,
+    coeffs: Mapping[str, Sequence[float]] | None = None,
+    evolve: PopulationBasedTraining | None = None,
     stop: Mapping[str, float] | None = None,
     verbose: bool | None = None,
-) -> History:
+) -> History | PopulationHistory:
     """Trains, with a live curve in a notebook, a live table in a terminal, or lines where there is neither.
 
     Ctrl-C (a notebook's stop button) ends it after the iteration that runs, so that the trainer can go on later; a
@@ -32,22 +37,38 @@ def fit(
     Args:
         trainer: a Trainer.
         iterations: at most so many.
+        seeds: train a population in one compiled program: so many seeds, from the trainer's on, or these.
+        coeffs: a population of every combination of these values (`{"lr": [1e-3, 3e-4]}`), each with all seeds.
+        evolve: population-based training over that population.
         stop: ends earlier, once a result's number is at least the one given, as in Tune:
             `{"episode_reward_mean": 450, "timesteps_total": 100_000}`.
         verbose: False: shows nothing.
 
     Returns:
-        A History: `.plot()`, `.to_pandas()`, `[-1]` the last result; `.note` says how it ended.
+        A History: `.plot()`, `.to_pandas()`, `[-1]` the last result; `.note` says how it ended. Of a population a
+        PopulationHistory, and the trainer goes on as its best member.
 
     Raises:
-        ConfigError: `iterations` or `stop` make no sense, or no result has the key of a criterion.
+        ConfigError: `iterations` or `stop` make no sense, no result has the key of a criterion, or a population is
+            asked of a trainer whose plan is not compiled.
     """
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ConfigError(f"fit: iterations should be a whole number of at least 1, got {iterations!r}")
     display = open_display(verbose)
     with Interruption(
         on_first=lambda _: display.note("Ending after this iteration; interrupt again to end at once.")
-    ) as (interruption):
+    ) as interruption:
+        if seeds is not None or coeffs is not None or evolve is not None:
+            return fit_population(
+                trainer,
+                iterations,
+                seeds=1 if seeds is None else seeds,
+                coeffs=coeffs,
+                evolve=evolve,
+                stop=check_stop(stop),
+                display=display,
+                interrupted=lambda: interruption.requested,
+            )
         return train_until(
             trainer,
             check_stop(stop),
@@ -103,39 +124,6 @@ def train_until(
     if history.note:
         display.note(history.note)
     return history
-
-
-def check_stop(stop: Mapping[str, Any] | None, where: str = "stop") -> dict[str, float]:
-    """The criteria as flat keys and numbers; nested dicts are taken too.
-
-    Raises:
-        ConfigError: not a dict of numbers.
-
-    Example:
-        >>> check_stop({"evaluation": {"episode_reward_mean": 100}})
-        {'evaluation/episode_reward_mean': 100.0}
-    """
-    if stop is None:
-        return {}
-    if not isinstance(stop, Mapping):
-        raise ConfigError(f'{where}: expected a dict such as {{"training_iteration": 20}}, got {stop!r}')
-    checked = {}
-    for key, value in flatten(stop):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
-            raise ConfigError(f"{where}: {key!r} should be a number, got {value!r}")
-        checked[key] = float(value)
-    return checked
-
-
-def criterion_met(stop: Mapping[str, float], result: Mapping[str, Any]) -> str | None:
-    """The first criterion that a result meets: its number is at least the one given."""
-    return next((key for key, limit in stop.items() if value_at(result, key) >= limit), None)
-
-
-def env_label(trainer: Any) -> str:
-    """What to call a trainer's environment."""
-    env = trainer.options.env
-    return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
 
 
 def _check_keys(stop: Mapping[str, float], result: Mapping[str, Any]) -> None:

@@ -6,10 +6,8 @@ import contextlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-
 from jaxrl.envs.jax_native import JaxEnv
-from jaxrl.execution.compiled_engine import CompiledEngine, compiled_engine
+from jaxrl.execution.compiled_engine import CompiledEngine, compiled_engine, learner_key
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.learner import Learner
@@ -18,8 +16,6 @@ from jaxrl.rollout import PolicyRecipe, WorkerSet, is_multi_agent
 from jaxrl.rollout.compiled_workers import CompiledWorkers
 from jaxrl.trainers import engines, resources, setup
 from jaxrl.types import ConfigError, PolicyID
-
-_LEARNER_KEY = 2**20
 
 
 class Parts(NamedTuple):
@@ -105,11 +101,6 @@ def _with_ray(options: Any, undo: contextlib.ExitStack) -> tuple[Any, bool]:
     if started:
         undo.callback(resources.shutdown_ray)
     return resources.with_worker_cpus(options), started
-
-
-def learner_key(seed: Any, index: int = 0) -> Any:
-    """The key of a run's `index`-th learner."""
-    return jax.random.fold_in(jax.random.key(seed), _LEARNER_KEY + index)
 
 
 def _learners(options: Any, policies: Mapping[PolicyID, Policy]) -> dict[PolicyID, Learner]:

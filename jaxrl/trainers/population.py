@@ -1,0 +1,369 @@
+"""fit(seeds=..., coeffs=...): a population trains as one compiled program; its results, and its best member."""
+
+from __future__ import annotations
+
+import html
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxrl.execution.compiled_engine import adopt_world
+from jaxrl.execution.device_memory import check_memory
+from jaxrl.execution.population import Population
+from jaxrl.rollout.compiled_workers import EpisodeReturns
+from jaxrl.trainers.display import Display
+from jaxrl.trainers.evolution import PopulationBasedTraining
+from jaxrl.trainers.history import History, value_at
+from jaxrl.trainers.stopping import criterion_met, env_label
+from jaxrl.types import ConfigError, NonFiniteError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+# Curves of more settings than this would hide one another: the best are drawn.
+_MAX_CURVES = 8
+
+
+class Member(NamedTuple):
+    """One run of a population.
+
+    Attributes:
+        seed: its seed.
+        coeffs: the coeffs that it began with, of those that members differ in.
+        history: its results, one for each iteration.
+    """
+
+    seed: int
+    coeffs: Mapping[str, float]
+    history: History
+
+    @property
+    def reward(self) -> float:
+        """Its last mean episode reward; NaN before an episode has ended."""
+        return value_at(self.history[-1], "episode_reward_mean") if self.history else math.nan
+
+
+class PopulationHistory:
+    """What `fit(seeds=..., coeffs=...)` returns: every member's results, a table, curves with bands.
+
+    Args:
+        name: of the run.
+        members: see `Member`.
+
+    Attributes:
+        members: in the order of seeds within settings.
+        note: how it ended.
+        programs: what compiling cost, and the memory in use, by program.
+        results: the population's results, one for each iteration.
+        checkpoint: the best member's, once it is saved.
+
+    Example:
+        >>> population = trainer.fit(20, seeds=8, coeffs={"lr": [1e-3, 3e-4]})   # doctest: +SKIP
+        >>> population.plot(), population.best.coeffs, population.checkpoint     # doctest: +SKIP
+    """
+
+    def __init__(self, name: str, members: Sequence[Member]):
+        self.name, self.members, self.note = name, list(members), ""
+        self.programs: dict[str, Any] = {}
+        self.results = History(name=name)
+        self.checkpoint: str | None = None
+
+    @property
+    def best(self) -> Member:
+        """The member with the highest last mean episode reward."""
+        return self.members[self.best_index]
+
+    @property
+    def best_index(self) -> int:
+        """The number of the best member."""
+        rewards = [member.reward for member in self.members]
+        return int(np.nanargmax(rewards)) if not all(map(math.isnan, rewards)) else 0
+
+    def settings(self) -> dict[str, list[Member]]:
+        """The members by what they were set to, each with all of its seeds."""
+        groups: dict[str, list[Member]] = {}
+        for member in self.members:
+            groups.setdefault(_label(member.coeffs), []).append(member)
+        return groups
+
+    def plot(self, key: str = "episode_reward_mean", x: str = "timesteps_total", smooth: int = 1) -> Figure:
+        """Draws the mean and range over seeds of each setting; of more than eight, those that ended best."""
+        from jaxrl.trainers.curves import draw, new_figure
+
+        groups = sorted(self.settings().items(), key=lambda item: -_mean(item[1]))[:_MAX_CURVES]
+        joined = {
+            label or f"{len(members)} seeds": members[0].history.join(*(m.history for m in members[1:]), name=label)
+            for label, members in groups
+        }
+        figure, axes = new_figure()
+        draw(axes, joined, key=key, x=x, smooth=smooth)
+        return figure
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a setting, the best first: its coeffs, seeds, and the last mean rewards over them."""
+        rows = []
+        for members in self.settings().values():
+            rewards = np.array([member.reward for member in members])
+            finite = rewards[np.isfinite(rewards)]
+            stats = (
+                {"mean": finite.mean(), "std": finite.std(), "min": finite.min(), "max": finite.max()}
+                if len(finite)
+                else dict.fromkeys(("mean", "std", "min", "max"), math.nan)
+            )
+            rows.append({**members[0].coeffs, "seeds": len(members), **{k: float(v) for k, v in stats.items()}})
+        return sorted(rows, key=lambda row: -row["mean"] if math.isfinite(row["mean"]) else math.inf)
+
+    def to_pandas(self) -> DataFrame:
+        """A DataFrame of every member's results: its number, seed and coeffs, and the numbers of each iteration."""
+        import pandas
+
+        return pandas.DataFrame(
+            [
+                {"member": i, "seed": member.seed, **member.coeffs, **result}
+                for i, member in enumerate(self.members)
+                for result in member.history
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: int) -> Member:
+        return self.members[index]
+
+    def __repr__(self) -> str:
+        rows = self.rows()
+        lines = [f"Population of {self.name}: {len(self)} members, {len(self.results)} iterations"]
+        if rows and self.results:
+            names = list(rows[0])
+            cells = [names, *([_number(row[name]) for name in names] for row in rows[:20])]
+            widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+            lines += [
+                "  " + "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells
+            ]
+        if len(rows) > 20:
+            lines.append(f"  ... and {len(rows) - 20} settings more")
+        lines += [f"  {self.note}"] if self.note else []
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        import base64
+        import io
+
+        image = ""
+        if any(math.isfinite(member.reward) for member in self.members):
+            png = io.BytesIO()
+            self.plot().savefig(png, format="png")
+            text = base64.b64encode(png.getvalue()).decode()
+            image = f"<img src='data:image/png;base64,{text}' alt='learning curves'>"
+        rows = self.rows()[:20]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+        body = "".join("<tr>" + "".join(f"<td>{_number(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
+        title = html.escape(f"{self.name}: {len(self)} members")
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        return (
+            f"<div><b>{title}</b><br>{image}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+            f"{note}</div>"
+        )
+
+
+def fit_population(
+    trainer: Any,
+    iterations: int,
+    *,
+    seeds: int | Sequence[int] = 1,
+    coeffs: Mapping[str, Sequence[float]] | None = None,
+    evolve: PopulationBasedTraining | None = None,
+    stop: Mapping[str, float],
+    display: Display,
+    interrupted: Callable[[], int | None],
+) -> PopulationHistory:
+    """See `fit`; a fresh trainer's plan for many members at once. Afterwards the trainer is the best member.
+
+    Args:
+        trainer: a fresh Trainer with a compiled plan.
+        iterations: at most so many.
+        seeds: how many, from the trainer's on, or which.
+        coeffs: values to try by coeff; every combination is tried with every seed.
+        evolve: population-based training over the members; None: they stay apart.
+        stop: ends once the mean over members is there, as of `fit`.
+        display: shows the population's results.
+        interrupted: asked after each iteration; not None: end.
+
+    Raises:
+        ConfigError: the plan is not compiled, the trainer has trained already, or arguments make no sense.
+    """
+    seeds, grid = _checked(trainer, seeds, coeffs)
+    settings = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    members = [Member(seed, setting, History(name=_label(setting))) for setting in settings for seed in seeds]
+    history = PopulationHistory(f"{trainer.name} on {env_label(trainer)}", members)
+    columns = {name: [member.coeffs[name] for member in members] for name in grid}
+    population = Population(trainer.compiled, [member.seed for member in members], columns)
+    record = _Record(trainer, population, history)
+    try:
+        for iteration in range(1, iterations + 1):
+            result = record.iteration(iteration)
+            display.update(history.results)
+            met = criterion_met(stop, result)
+            if met is not None:
+                history.note = f"Stopped: {met} is {value_at(result, met):g}, at least {stop[met]:g}."
+                break
+            if interrupted() is not None:
+                history.note = f"Interrupted after {iteration} iteration{'s' * (iteration != 1)}."
+                break
+            if evolve is not None and iteration < iterations and iteration % evolve.interval == 0:
+                record.evolve(evolve)
+    finally:
+        display.close(history.results)
+    record.keep_best()
+    best = history.best
+    told = ", ".join(f"{name}={value:g}" for name, value in best.coeffs.items())
+    history.note = (
+        f"{history.note} Best: member {history.best_index} (seed {best.seed}{', ' * bool(told)}{told}), ".lstrip()
+    )
+    history.note += f"saved as {history.checkpoint}."
+    display.note(history.note)
+    return history
+
+
+def _checked(trainer: Any, seeds: Any, coeffs: Any) -> tuple[list[int], dict[str, list[float]]]:
+    if trainer.compiled is None:
+        raise ConfigError(
+            f"fit(seeds=...): a population is one compiled program, and env {trainer.options.env!r} is run by workers; "
+            "give a JAX-native environment and engine='compiled', or train the seeds one by one."
+        )
+    if trainer.iteration:
+        raise ConfigError(
+            "fit(seeds=...): this trainer has trained already, and a population begins anew; make another."
+        )
+    count = seeds if isinstance(seeds, int) else len(seeds)
+    if isinstance(seeds, bool) or count < 1:
+        raise ConfigError(f"fit: seeds should be a number of at least 1 or a list of seeds, got {seeds!r}.")
+    count *= math.prod(len(values) for values in (coeffs or {}).values())
+    # Before anything is made of them: a number may be a slip of the hand.
+    check_memory(trainer.compiled.world_bytes * count, f"a population of {count} members")
+    chosen = [trainer.options.seed + i for i in range(seeds)] if isinstance(seeds, int) else [int(s) for s in seeds]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ConfigError(f"fit: expected seeds that differ, got {seeds!r}.")
+    grid = {}
+    for name, values in (coeffs or {}).items():
+        if not isinstance(values, Sequence | np.ndarray) or isinstance(values, str) or not len(values):
+            raise ConfigError(f"fit: coeffs[{name!r}] should be a list of numbers, got {values!r}.")
+        grid[name] = [float(value) for value in values]
+    return chosen, grid
+
+
+class _Record:
+    """Runs a population and writes down what becomes of its members."""
+
+    def __init__(self, trainer: Any, population: Population, history: PopulationHistory):
+        self.trainer, self.population, self.history = trainer, population, history
+        self.width = population.engine.rollouts.width
+        self.returns = EpisodeReturns(population.size * self.width)
+        keep = trainer.options.metrics_smoothing_episodes
+        self.recent: list[deque[tuple[int, float]]] = [deque(maxlen=keep) for _ in range(population.size)]
+        self.began = time.perf_counter()
+
+    def iteration(self, number: int) -> dict[str, Any]:
+        population = self.population
+        started = time.perf_counter()
+        out, turns = population.run()
+        rewards, ended = (
+            np.moveaxis(np.asarray(x).reshape(population.size, -1, self.width), 0, 1).reshape(-1, self.returns.width)
+            for x in out.played
+        )
+        seconds = time.perf_counter() - started
+        episodes = self.returns.add(rewards, ended)
+        for i, column in enumerate(episodes.column // self.width):
+            self.recent[column].append((int(episodes.length[i]), float(episodes.reward[i])))
+        learned = np.flatnonzero(turns.pulls)
+        metrics = {name: np.asarray(values) for name, values in out.metrics.items()} if len(learned) else {}
+        last = {name: values[:, learned[-1]] for name, values in metrics.items()}
+        self._check(metrics, learned)
+        means = []
+        for i, member in enumerate(self.history.members):
+            played = np.array(self.recent[i]) if self.recent[i] else np.full((1, 2), math.nan)
+            means.append(float(played[:, 1].mean()))
+            member.history.results.append(
+                {
+                    "training_iteration": number,
+                    "timesteps_total": population.sampled,
+                    "episode_reward_mean": means[-1],
+                    "episode_reward_min": float(played[:, 1].min()),
+                    "episode_reward_max": float(played[:, 1].max()),
+                    "episode_len_mean": float(played[:, 0].mean()),
+                    **{name: float(values[i]) for name, values in last.items()},
+                }
+            )
+        finite = [mean for mean in means if math.isfinite(mean)] or [math.nan]
+        result = {
+            "training_iteration": number,
+            "timesteps_total": population.sampled * population.size,
+            "timesteps_per_member": population.sampled,
+            "members": population.size,
+            "episode_reward_mean": float(np.mean(finite)),
+            "episode_reward_min": float(np.min(finite)),
+            "episode_reward_max": float(np.max(finite)),
+            "episode_len_mean": float(
+                np.nanmean([value_at(m.history[-1], "episode_len_mean") for m in self.history.members])
+            )
+            if math.isfinite(finite[0])
+            else math.nan,
+            "env_steps_per_s": rewards.size / seconds,
+            "time_total_s": time.perf_counter() - self.began,
+            "engine": "compiled",
+            "programs": {name: cost._asdict() for name, cost in population.costs.items()},
+            "member_rewards": means,
+        }
+        self.history.programs = result["programs"]
+        self.history.results.results.append(result)
+        self.trainer.log_result(result)
+        return result
+
+    def _check(self, metrics: Mapping[str, np.ndarray], learned: np.ndarray) -> None:
+        for name, values in metrics.items():
+            bad = ~np.isfinite(values[:, learned]).all(axis=1)
+            if bad.any():
+                member = self.history.members[int(np.argmax(bad))]
+                raise NonFiniteError(
+                    f"member {int(np.argmax(bad))} (seed {member.seed}, {dict(member.coeffs)}): {name} is not finite; "
+                    f"{int(bad.sum())} of {len(bad)} members are. Leave such coeffs out, lower lr, or set grad_clip."
+                )
+
+    def evolve(self, evolve: PopulationBasedTraining) -> None:
+        """Exploits and explores; results say who went on from whom."""
+        rewards = np.array([member.reward for member in self.history.members])
+        parents, coeffs = evolve.next_generation(rewards, self.population.coeffs())
+        self.population.evolve(parents, coeffs)
+        self.history.results.results[-1]["parents"] = [int(parent) for parent in parents]
+
+    def keep_best(self) -> None:
+        """The trainer goes on as the best member, and saves it as an ordinary checkpoint."""
+        population, trainer, best = self.population, self.trainer, self.history.best_index
+        adopt_world(trainer.context, trainer.plan, population.engine, population.member(best), population.rounds)
+        returns = EpisodeReturns(self.width)
+        columns = slice(best * self.width, (best + 1) * self.width)
+        returns.reward, returns.length = self.returns.reward[columns], self.returns.length[columns]
+        trainer.workers.set_returns(returns)
+        progress = {**trainer.progress(), "iteration": len(self.history.results)}
+        trainer.set_progress({**progress, "time_total": time.perf_counter() - self.began})
+        self.history.checkpoint = None if trainer.results_dir is None else trainer.save()
+
+
+def _label(coeffs: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in coeffs.items())
+
+
+def _mean(members: Sequence[Member]) -> float:
+    rewards = [member.reward for member in members if math.isfinite(member.reward)]
+    return sum(rewards) / len(rewards) if rewards else -math.inf
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else str(value)
