@@ -61,6 +61,8 @@ $(PEERS)/.installed: benchmarks/requirements-peers.txt
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	# Its one script that is used runs here too, though the package asks for Python < 3.11 and old libraries.
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python cleanrl==1.2.0
+	# rejax wants gymnax before 1.0, and distrax the stable tensorflow-probability, where only the nightly build works.
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps rejax==0.1.3 gymnax==0.0.9 distrax==0.1.9
 	@touch $@
 
 clean: ## remove everything that was made, .venv included

@@ -230,7 +230,7 @@ def versions() -> dict[str, str]:
     code = (
         "import importlib.metadata as m, json\n"
         "names = ['jax', 'flax', 'optax', 'ray', 'gymnasium', 'numpy', 'torch', 'stable-baselines3', 'sbx-rl']\n"
-        "names += ['cleanrl']\n"
+        "names += ['cleanrl', 'rejax', 'gymnax']\n"
         "have = {d.metadata['Name'].lower().replace('_', '-'): d.version for d in m.distributions()}\n"
         "print(json.dumps({n: have[n] for n in names if n in have}))"
     )

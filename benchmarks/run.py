@@ -1,7 +1,7 @@
 """Runs the benchmarks: `python benchmarks/run.py [names] [--rounds N] [--quick] [--minutes M]`.
 
-Writes `results.json` and the table in `README.md`; rows that were not run keep their last figures. `--quick` shows that
-everything works, and writes nothing.
+Writes `results.json`, the table in `README.md` and the page `docs/benchmarks.md`; rows that were not run keep their
+last figures. `--quick` shows that everything works, and writes nothing.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import time
 from typing import Any
 
 from measuring import HERE, Options, Row, load, machine, versions
+from page import write_page
 
 NAMES = (
     "ppo_throughput", "ppo_workers", "time_to_solve", "learner", "sampling", "ppo_pong", "dqn_throughput", "dqn_solve",
     "sac_throughput", "sac_solve", "replay", "asynchronous", "gather", "weights", "images", "import_time",
-    "memory", "memory_async",
+    "compiled_ppo", "compiled_limit", "compiled_solve", "memory", "memory_async",
 )  # fmt: skip
 RESULTS, README = HERE / "results.json", HERE / "README.md"
 BEGIN, END = "<!-- results: written by run.py -->", "<!-- end of results -->"
@@ -50,6 +51,7 @@ def main() -> None:
             results |= {"machine": machine(), "versions": versions()}
             RESULTS.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
             write_table(results)
+            write_page(results, table(results))
 
 
 def verdict(met: bool | None) -> str:

@@ -49,6 +49,9 @@ HELD_TO = [
     "td3/pendulum-td3",
     "sac/pendulum-sac",
     "sac/cartpole-sac",
+    "compiled/cartpole-ppo-compiled",
+    "compiled/cartpole-dqn-compiled",
+    "compiled/pendulum-sac-compiled",
 ]
 SEEDS = (0, 1, 2)
 
