@@ -88,9 +88,9 @@ def loss(params: Any, batch: Any) -> Any:
 def update(carried: Any, _: None) -> Any:
     carried, (rows, returns) = jax.lax.scan(collect, carried, None, STEPS)
     params, optimizer, states, obs, key = carried
-    last = NETWORK.apply(params, obs)[1]
+    last: Any = NETWORK.apply(params, obs)[1]
 
-    def estimate(later: Any, row: Any) -> Any:
+    def estimate(later: Any, row: Any) -> tuple[Any, Any]:
         advantage, next_value = later
         going = 1 - row["done"]
         delta = row["reward"] + GAMMA * next_value * going - row["value"]

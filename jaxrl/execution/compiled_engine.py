@@ -111,7 +111,8 @@ class CompiledEngine:
     def _example_turns(self) -> Turn:
         zeros = np.zeros(1, np.float32)
         coeffs, controls = (dict.fromkeys(names, zeros) for names in (self.policy.spec.schedules, self._controls(0)))
-        return Turn(*(np.zeros(1, t) for t in (np.uint32, np.int32, np.uint32, np.int32)), coeffs, controls)
+        unsigned, signed = np.zeros(1, np.uint32), np.zeros(1, np.int32)
+        return Turn(unsigned, signed, unsigned, signed, coeffs, controls)
 
     def _controls(self, timestep: int) -> dict[str, float]:
         return {name: value for ask in self._asked for name, value in ask(timestep).items()}
@@ -195,8 +196,10 @@ class CompiledEngine:
 
         arguments = (self.learner.state, rest, turns)
         if self._program is None:
-            placed = None if self.learner.mesh is None else jax.tree.map(lambda x: x.sharding, arguments[:2])
-            jitted = jax.jit(rounds, donate_argnums=1, **({} if placed is None else {"out_shardings": (*placed, None)}))
+            options: dict[str, Any] = {"donate_argnums": 1}
+            if self.learner.mesh is not None:
+                options["out_shardings"] = (*jax.tree.map(lambda x: x.sharding, arguments[:2]), None)
+            jitted = jax.jit(rounds, **options)
             with self._on_devices():
                 self._program, self.costs["iteration"] = build_program("iteration", jitted, *arguments)
         with self._on_devices():

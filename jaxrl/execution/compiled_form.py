@@ -32,7 +32,7 @@ class World(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """What the host knows beforehand of one round, the same for all members of a population.
+    """What the host knows beforehand of one round, the same for all members of a population; arrays of either side.
 
     Attributes:
         number: rounds before this one, uint32; folded into keys.
@@ -43,12 +43,12 @@ class Turn(NamedTuple):
         controls: further numbers by name that operators ask for (`CompiledForm.controls`).
     """
 
-    number: Array
-    step: Array
-    sampled: Array
-    pulls: Array
-    coeffs: Mapping[str, Array]
-    controls: Mapping[str, Array]
+    number: Any
+    step: Any
+    sampled: Any
+    pulls: Any
+    coeffs: Mapping[str, Any]
+    controls: Mapping[str, Any]
 
 
 class Trained(NamedTuple):

@@ -52,7 +52,7 @@ def produce(
             assert dist_inputs is not None
             logp = dist_class(dist_inputs).log_prob(batch["actions"])
         made["action_logp"], made["action_prob"] = logp, jnp.exp(logp)
-    if out is not None:
+    if out is not None and dist_inputs is not None:
         made["action_dist_inputs"], made["vf_preds"] = dist_inputs, out.values
     if missing & {"advantages", "value_targets"}:
         rewards, terminateds, ended = batch["rewards"], batch["terminateds"], batch["dones"]

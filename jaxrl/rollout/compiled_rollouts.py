@@ -49,8 +49,8 @@ class RolloutState(NamedTuple):
 class Played(NamedTuple):
     """What happened in a fragment, for the statistics of episodes: raw rewards and ends, `[T, B]`."""
 
-    rewards: Array
-    ended: Array
+    rewards: Any
+    ended: Any
 
 
 class CompiledRollouts(NamedTuple):

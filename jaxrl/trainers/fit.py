@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from jaxrl.registry import did_you_mean
 from jaxrl.trainers.display import Display, open_display
@@ -19,6 +19,35 @@ from jaxrl.types import ConfigError
 _LATER = ("evaluation/", "custom_metrics/", "policy_reward_", "info/")
 
 
+@overload
+def fit(
+    trainer: Any,
+    iterations: int,
+    *,
+    stop: Mapping[str, float] | None = None,
+    verbose: bool | None = None,
+) -> History: ...
+@overload
+def fit(
+    trainer: Any,
+    iterations: int,
+    *,
+    seeds: int | Sequence[int],
+    coeffs: Mapping[str, Sequence[float]] | None = None,
+    evolve: PopulationBasedTraining | None = None,
+    stop: Mapping[str, float] | None = None,
+    verbose: bool | None = None,
+) -> PopulationHistory: ...
+@overload
+def fit(
+    trainer: Any,
+    iterations: int,
+    *,
+    coeffs: Mapping[str, Sequence[float]],
+    evolve: PopulationBasedTraining | None = None,
+    stop: Mapping[str, float] | None = None,
+    verbose: bool | None = None,
+) -> PopulationHistory: ...
 def fit(
     trainer: Any,
     iterations: int,

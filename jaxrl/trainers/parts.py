@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from jaxrl.envs.jax_native import JaxEnv
 from jaxrl.execution.compiled_engine import CompiledEngine, compiled_engine, learner_key
@@ -82,7 +82,7 @@ def _compiled_parts(cls: Any, options: Any, env: JaxEnv, undo: contextlib.ExitSt
     recipes = setup.make_recipes(options, cls.policy_factory, env)
     policies = {pid: recipe.build() for pid, recipe in recipes.items()}
     workers = CompiledWorkers(options, policies)
-    context = PlanContext(options, workers, _learners(options, policies))
+    context = PlanContext(options, cast("Any", workers), _learners(options, policies))
     context.sync_weights()
     plan = cls.execution_plan(context)
     try:

@@ -328,20 +328,21 @@ class _Record:
 
     def _check(self, metrics: Mapping[str, np.ndarray], learned: np.ndarray) -> None:
         for name, values in metrics.items():
-            bad = ~np.isfinite(values[:, learned]).all(axis=1)
-            if bad.any():
-                member = self.history.members[int(np.argmax(bad))]
+            bad = np.flatnonzero(~np.isfinite(values[:, learned]).all(axis=1))
+            if len(bad):
+                member = self.history.members[int(bad[0])]
                 raise NonFiniteError(
-                    f"member {int(np.argmax(bad))} (seed {member.seed}, {dict(member.coeffs)}): {name} is not finite; "
-                    f"{int(bad.sum())} of {len(bad)} members are. Leave such coeffs out, lower lr, or set grad_clip."
+                    f"member {bad[0]} (seed {member.seed}, {dict(member.coeffs)}): {name} is not finite, as of "
+                    f"{len(bad)} of {len(values)} members. Leave such coeffs out, lower lr, or set grad_clip."
                 )
 
     def evolve(self, evolve: PopulationBasedTraining) -> None:
         """Exploits and explores; results say who went on from whom."""
         rewards = np.array([member.reward for member in self.history.members])
         parents, coeffs = evolve.next_generation(rewards, self.population.coeffs())
-        self.population.evolve(parents, coeffs)
-        self.history.results.results[-1]["parents"] = [int(parent) for parent in parents]
+        self.population.evolve(parents.tolist(), coeffs)
+        results = self.history.results.results
+        results[-1] = {**results[-1], "parents": parents.tolist()}
 
     def keep_best(self) -> None:
         """The trainer goes on as the best member, and saves it as an ordinary checkpoint."""

@@ -131,7 +131,7 @@ def test_resets_that_do_not_fit_are_drawn_in_each_step(monkeypatch):
         ("batch_mode", "complete_episodes", "set 'truncate_episodes'"),
         ("soft_horizon", True, "soft_horizon=True has no meaning"),
         ("observation_filter", "MeanStdFilter", "set 'NoFilter'"),
-        ("callbacks", Callbacks(on_episode_step=print), "on_episode_step run on the host"),
+        ("callbacks", Callbacks(on_sample_end=lambda *, worker, samples: None), "on_sample_end run on the host"),
     ],
 )
 def test_options_that_no_program_can_honour_are_refused_by_name(option, value, said):
