@@ -73,7 +73,7 @@ def _load(path: pathlib.Path, overrides: Mapping[str, Any], trust_imports: bool,
         say(f"Using {found}")
     cls = find_trainer(str(metadata["algorithm"]))
     quieten(verbosity)
-    alone = {"num_workers": 0, "evaluation_num_workers": 0, "evaluation_interval": None}
+    alone = {"num_workers": 0, "evaluation_num_workers": 0, "evaluation_interval": None, "engine": "workers"}
     return cls.from_checkpoint(found, {**alone, **overrides}, trust_imports=trust_imports)
 
 

@@ -53,6 +53,15 @@ def test_a_directory_means_its_newest_checkpoint(jaxrl, train, checkpoint, tmp_p
     assert "Using " in result.output and "checkpoint_000002" in result.output
 
 
+def test_what_was_trained_compiled_plays_in_gymnasium(jaxrl, train, tmp_path):
+    train(
+        "--env", "jax/CartPole-v1", "--set", "engine=compiled", "--stop", "training_iteration=1", "--checkpoint-at-end"
+    )
+    (found,) = tmp_path.glob("results/default/*/checkpoint_000001")
+    for env in ("CartPole-v1", "jax/CartPole-v1"):
+        assert "Episode 2" in jaxrl("rollout", found, "--env", env, "--episodes", 2, "--no-render").output
+
+
 def test_videos(jaxrl, checkpoint, tmp_path):
     jaxrl("rollout", checkpoint, "--episodes", 2, "--video-dir", tmp_path / "videos")
     videos = sorted((tmp_path / "videos").iterdir())
