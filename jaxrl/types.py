@@ -159,13 +159,15 @@ class ActOutput(NamedTuple):
     """Actions `[B, ...]`, the next carry `(model state, exploration state)`, and a log-probability.
 
     `logp [B]` comes only from explorations that do not draw from the policy's own distribution. `dist_inputs [B, D]`
-    are those of the policy's distribution, for whoever can use them; a sampler on the host leaves them where they are.
+    are those of the policy's distribution, and `value [B]` is the model's; a sampler on the host fetches them only
+    where computing them again would cost more (`Model.keep_outputs`).
     """
 
     actions: PyTree
     carry: PyTree
     logp: Array | None = None
     dist_inputs: Array | None = None
+    value: Array | None = None
 
 
 class Weights(NamedTuple):

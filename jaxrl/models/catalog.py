@@ -81,7 +81,8 @@ def make_model(
     reads = FEED_FORWARD_READS if cell is None else RECURRENT_READS
     if config.lstm_use_prev_action_reward:
         reads |= {"prev_actions", "prev_rewards"}
-    return Model(init, apply, state_fn, reads)
+    images = any(leaf.is_image for leaf in preprocess.leaves(obs_space, drop_action_mask=True))
+    return Model(init, apply, state_fn, reads, keep_outputs=images and config.vf_share_layers and cell is None)
 
 
 def _custom_model(

@@ -26,6 +26,8 @@ class Model(NamedTuple):
         initial_state: `initial_state(batch_size) -> state`, a pytree of `[B, ...]`.
         reads: the fields of `ModelInputs` that `apply` reads; the others may be None.
         heads: further pure functions by name, the parameters first: critics `q(params, obs, actions) -> [C, ...]`.
+        keep_outputs: a pass costs so much, and its value so little beside it, that samplers keep what acting computed:
+            convolutions that policy and value function share.
 
     Example:
         >>> model = make_model(env.observation_space, env.action_space, 2, ModelConfig())
@@ -38,6 +40,7 @@ class Model(NamedTuple):
     initial_state: Callable[[int], PyTree]
     reads: frozenset[str]
     heads: Mapping[str, Callable[..., Any]] = {}
+    keep_outputs: bool = False
 
     @property
     def recurrent(self) -> bool:

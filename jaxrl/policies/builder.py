@@ -148,13 +148,13 @@ class PolicyBuilder:
             mask=inputs.mask,
             key=jax.random.fold_in(step_key, 1) if explore and "key" in reads else None,
         )
-        dist_inputs, _, state = self.one_step(params, model_inputs, state)
+        dist_inputs, value, state = self.one_step(params, model_inputs, state)
         dist_inputs = self.mask_logits(dist_inputs, inputs.obs)
         dist = self.dist_class(dist_inputs)
         actions, logp, exploration_state = self.exploration.sample(
             dist, exploration_state, step_key, inputs.t, coeffs, explore
         )
-        return ActOutput(actions, (state, exploration_state), logp if self.gives_logp else None, dist_inputs)
+        return ActOutput(actions, (state, exploration_state), logp if self.gives_logp else None, dist_inputs, value)
 
     def one_step(self, params: Params, inputs: ModelInputs, state: PyTree) -> tuple[Array, Array, PyTree]:
         if not self.recurrent:
@@ -170,6 +170,12 @@ class PolicyBuilder:
 
     def postprocesses(self, reads: frozenset[str]) -> bool:
         return self.recurrent or self.factory.postprocess_fn is not None or bool(reads & PRODUCED)
+
+    def keeps_outputs(self, reads: frozenset[str]) -> bool:
+        # What a stochastic or perturbed model acted on is not what the policy is.
+        wanted = reads & PRODUCED
+        plain = "key" not in self.model.reads and not self.exploration.perturbs
+        return self.model.keep_outputs and plain and needs_forward(wanted, wanted, self.config)
 
     def make_postprocess(self, reads: frozenset[str]) -> Callable[..., SampleBatch]:
         hook, config = self.factory.postprocess_fn, self.config
@@ -313,6 +319,7 @@ class PolicyBuilder:
             schedules=self.schedules,
             recurrent=self.recurrent,
             postprocesses=self.postprocesses(reads),
+            keep_outputs=self.keeps_outputs(reads),
         )
         gradients = make_gradients(factory.loss_fn, self.make_context)
         prepare = self.make_prepare(reads)

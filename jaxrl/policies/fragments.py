@@ -118,6 +118,11 @@ def _forward_rows(
     model: Any, params: Params, batch: SampleBatch
 ) -> tuple[ModelOutput, ModelOutput, ModelOutput, PyTree]:
     rows, last, final = bootstrap_inputs(batch, model.reads)
+    if "vf_preds" in batch and "action_dist_inputs" in batch:  # acting has passed the rows through the model already
+        out = model.apply(params, jax.tree.map(lambda *x: jnp.concatenate(x), last, final), ())
+        known = ModelOutput(batch["action_dist_inputs"], batch["vf_preds"], ())
+        ends = [ModelOutput(out.dist_inputs[i], out.value[i], ()) for i in (slice(batch.B), slice(batch.B, None))]
+        return known, *ends, ()
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), flat, last, final)
     out = model.apply(params, joined, ())

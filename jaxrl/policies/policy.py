@@ -61,6 +61,8 @@ class PolicySpec(NamedTuple):
         schedules: schedules of coeffs over env steps, evaluated on the host.
         recurrent: whether the model carries a state.
         postprocesses: whether `postprocess` does anything; else it gives its batch back.
+        keep_outputs: samplers keep the distribution inputs and values that acting computed, as columns
+            `action_dist_inputs` and `vf_preds`, and postprocessing passes no row through the model again.
     """
 
     name: str
@@ -76,6 +78,7 @@ class PolicySpec(NamedTuple):
     schedules: Mapping[str, Schedule]
     recurrent: bool
     postprocesses: bool
+    keep_outputs: bool = False
 
 
 class Policy(NamedTuple):

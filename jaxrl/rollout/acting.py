@@ -26,7 +26,7 @@ class _Lean(NamedTuple):
 
     reads: list[bool]
     stateful: bool
-    call: Callable[..., tuple[PyTree, PyTree, Any]]
+    call: Callable[..., tuple[PyTree, PyTree, Any, Any]]
 
 
 # Compiled: taken apart in Python it would cost ten times as much.
@@ -48,8 +48,10 @@ class LeanAct:
 
     def __call__(
         self, weights: Weights, inputs: tuple, carry: PyTree, key: Any, explore: bool
-    ) -> tuple[PyTree, PyTree, Any]:
-        """`(actions, carry, logp)`, as `Policy.act` gives them.
+    ) -> tuple[PyTree, PyTree, Any, Any]:
+        """`(actions, carry, logp, kept)`, as `Policy.act` gives them.
+
+        `kept` is `(dist_inputs, value)` where the policy keeps them, else `()`.
 
         Args:
             weights, carry, key, explore: as of `Policy.act`.
@@ -58,7 +60,7 @@ class LeanAct:
         last, last_explore, leaves = self._picked
         if last is not weights or last_explore is not explore:
             if explore not in self._cache:
-                self._cache[explore] = _trace(self._policy.act, weights, inputs, carry, key, explore)
+                self._cache[explore] = _trace(self._policy, weights, inputs, carry, key, explore)
             reads = self._cache[explore].reads
             leaves = [leaf for leaf, read in zip(jax.tree.leaves(weights), reads, strict=True) if read]
             self._picked = weights, explore, leaves
@@ -68,18 +70,24 @@ class LeanAct:
         lean = self._cache[explore]
         if lean.stateful:
             return lean.call(leaves, self._key[1], inputs, carry)
-        actions, _, logp = lean.call(leaves, self._key[1], inputs, ())
-        return actions, carry, logp
+        actions, _, logp, kept = lean.call(leaves, self._key[1], inputs, ())
+        return actions, carry, logp, kept
 
 
-def _trace(act: Any, weights: Weights, inputs: tuple, carry: PyTree, key: Any, explore: bool) -> _Lean:
-    """Finds what `act` reads, and jits `(those leaves, key data, inputs, carry) -> (actions, carry, logp)`."""
-    pure, implementation = act.__wrapped__, jax.random.key_impl(key)
-    jaxpr = jax.make_jaxpr(lambda *args: pure(*args, explore))(weights, ActInputs(*inputs), carry, key).jaxpr
+def _trace(policy: Policy, weights: Weights, inputs: tuple, carry: PyTree, key: Any, explore: bool) -> _Lean:
+    """Finds what `act` reads, and jits `(those leaves, key data, inputs, carry) -> (actions, carry, logp, kept)`."""
+    act: Any = policy.act
+    pure, implementation, keep = act.__wrapped__, jax.random.key_impl(key), policy.spec.keep_outputs
+
+    def told(*args: Any) -> Any:
+        out: ActOutput = pure(*args, explore)
+        return out.actions, out.carry, out.logp, (out.dist_inputs, out.value) if keep else ()
+
+    jaxpr = jax.make_jaxpr(told)(weights, ActInputs(*inputs), carry, key).jaxpr
     leaves, structure = jax.tree.flatten(weights)
     reads = _live_inputs(jaxpr)[: len(leaves)]
 
-    def lean(read: list[Any], key_data: Any, inputs: tuple, state: PyTree) -> tuple[PyTree, PyTree, Any]:
+    def lean(read: list[Any], key_data: Any, inputs: tuple, state: PyTree) -> tuple[PyTree, PyTree, Any, Any]:
         given, key = iter(read), jax.random.wrap_key_data(key_data, impl=implementation)
         # What is not read may be anything: zeros of the same shape keep the trace whole, and vanish from the program.
         full = [
@@ -87,8 +95,8 @@ def _trace(act: Any, weights: Weights, inputs: tuple, carry: PyTree, key: Any, e
             for used, (shape, dtype) in zip(reads, kinds, strict=True)
         ]
         own = state if stateful else empty_carry
-        out: ActOutput = pure(jax.tree.unflatten(structure, full), ActInputs(*inputs), own, key, explore)
-        return out.actions, out.carry if stateful else (), out.logp
+        actions, carry, logp, kept = told(jax.tree.unflatten(structure, full), ActInputs(*inputs), own, key)
+        return actions, carry if stateful else (), logp, kept
 
     kinds = [(leaf.shape, leaf.dtype) for leaf in leaves]
     stateful = bool(jax.tree.leaves(carry))

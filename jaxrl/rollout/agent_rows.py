@@ -145,7 +145,7 @@ class AgentRows:
             self._state_before = jax.tree.map(
                 lambda before, after: np.where(_like(on, before), after, before), self._state_before, now
             )
-        actions, self.carry, logp = self._act(weights, inputs, self.carry, key, explore)
+        actions, self.carry, logp, _ = self._act(weights, inputs, self.carry, key, explore)
         actions = jax.tree.map(np.asarray, actions)
         on, pending = self.active, self._pending
         for name, values in (("obs", self.obs), ("actions", actions), ("prev_actions", self.prev_actions)):

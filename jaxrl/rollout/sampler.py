@@ -75,6 +75,7 @@ class VectorSampler:
             env.action_space, normalize=config.normalize_actions, clip=config.clip_actions
         )
         self._lean_act = LeanAct(policy)
+        self._keeps = policy.spec.keep_outputs and not self.masked  # rows may move, where there is a mask
         self._perturbation = make_perturbation(policy)
         spec = getattr((env.envs or [None])[0], "spec", None)
         limits = [config.horizon, getattr(spec, "max_episode_steps", None)]
@@ -142,6 +143,7 @@ class VectorSampler:
         ends = FragmentEnds(self.env)
         valid: list[np.ndarray] = []
         logps: list[Any] = []
+        self._kept: list[tuple[Any, Any]] = []
         whole = WholeEpisodes(steps, self.env.place, num_envs) if self.complete else None
         active = None if whole is None else whole.active
         horizon_t = self._tracker.length.copy()
@@ -202,7 +204,9 @@ class VectorSampler:
                 self._prev_rewards if "prev_rewards" in reads else None,
                 start if self._recurrent else None,
             )
-        actions, self._carry, logp = self._lean_act(weights, inputs, self._carry, self._key, self.explore)
+        actions, self._carry, logp, kept = self._lean_act(weights, inputs, self._carry, self._key, self.explore)
+        if self._keeps:
+            self._kept.append((np.asarray(kept[0]), np.asarray(kept[1])))
         actions = np.asarray(actions) if isinstance(actions, jax.Array) else jax.tree.map(np.asarray, actions)
         return actions, logp
 
@@ -310,6 +314,8 @@ class VectorSampler:
         if given is not None:
             columns["action_logp"] = np.zeros((steps, num_envs), np.float32)
             columns["action_logp"][: len(given)] = given
+        if self._keeps:
+            columns["action_dist_inputs"], columns["vf_preds"] = map(np.stack, zip(*self._kept, strict=True))
         reads = self.policy.spec.reads | self._reads
         if "prev_actions" in reads:
             columns["prev_actions"] = jax.tree.map(

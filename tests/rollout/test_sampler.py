@@ -438,3 +438,37 @@ def test_whole_episodes_are_padded_to_few_lengths() -> None:
     # Unknown, or rows too large: the fragment's length, then powers of two.
     assert [padded_length(steps, 20, None, 128) for steps in (12, 20, 21, 33)] == [20, 20, 32, 64]
     assert padded_length(33, 20, 27_000, 4 * 84 * 84 * 4) == 64
+
+
+class Pixels(gym.Env):
+    """Random pictures; episodes are cut after 5 steps."""
+
+    observation_space = spaces.Box(0, 255, (12, 12, 2), np.uint8)
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, config: Any = None) -> None:
+        self.rng, self.t = np.random.default_rng(0), 0
+
+    def picture(self) -> np.ndarray:
+        return self.rng.integers(0, 255, (12, 12, 2), dtype=np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.t = 0
+        return self.picture(), {}
+
+    def step(self, action: Any) -> Any:
+        self.t += 1
+        return self.picture(), float(action), False, self.t >= 5, {}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_shared_convolutions_keep_what_acting_computed(shared: bool) -> None:
+    model = {"conv_filters": [[4, [3, 3], 2]], "vf_share_layers": shared}
+    worker = make_worker(Pixels, rollout_fragment_length=12, model=model)
+    raw = collect(worker)
+    assert ("vf_preds" in raw, "action_dist_inputs" in raw) == (shared, shared)
+    policy, weights = worker.policies[DEFAULT_POLICY_ID], worker.weights[DEFAULT_POLICY_ID]
+    bare = raw.select([name for name in raw if name not in ("vf_preds", "action_dist_inputs")])
+    kept, again = (policy.postprocess(weights, each, None, jax.random.key(0)) for each in (raw, bare))
+    for name in ("vf_preds", "action_dist_inputs", "action_logp", "advantages", "value_targets"):
+        np.testing.assert_allclose(np.asarray(kept[name]), np.asarray(again[name]), rtol=1e-4, atol=1e-5, err_msg=name)
