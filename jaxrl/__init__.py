@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         register_model,
     )
     from jaxrl.trainers import build_trainer
+    from jaxrl.trainers.evolution import PopulationBasedTraining
     from jaxrl.types import DEFAULT_POLICY_ID, ConfigError, JaxrlError, LearnOutput
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "JaxrlError",
     "LearnOutput",
     "MultiAgentBatch",
+    "PopulationBasedTraining",
     "SampleBatch",
     "__version__",
     "build_policy",
@@ -56,6 +58,7 @@ _EXPORTS = {
     "JaxrlError": "jaxrl.types:JaxrlError",
     "LearnOutput": "jaxrl.types:LearnOutput",
     "MultiAgentBatch": "jaxrl.data:MultiAgentBatch",
+    "PopulationBasedTraining": "jaxrl.trainers.evolution:PopulationBasedTraining",
     "SampleBatch": "jaxrl.data:SampleBatch",
     "build_policy": "jaxrl.policies:build_policy",
     "build_trainer": "jaxrl.trainers:build_trainer",

@@ -31,6 +31,10 @@ LABELS = {
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933")
 
 
+# Lines of more runs than this hide one another: only their mean and a band without the extremes are drawn.
+MANY_RUNS = 20
+
+
 class Band(NamedTuple):
     """Runs on one x axis, all `[N]`: where every run has values."""
 
@@ -66,6 +70,8 @@ def draw(
 ) -> None:
     """Draws one line a group; a group of several runs gets the mean, the range from lowest to highest, and thin lines.
 
+    Of more than 20 runs the band goes from the 10th to the 90th percentile, and there are no thin lines.
+
     Args:
         axes: where.
         groups: histories by label; runs joined to one (`History.join`) make its band.
@@ -92,17 +98,23 @@ def draw(
             marker = "o" if len(xs) == 1 else ""
             axes.plot(xs, ys, color=color, linewidth=1.8, marker=marker, label=label or None)
             continue
-        for xs, ys in smoothed:
+        many = len(curves) > MANY_RUNS
+        for xs, ys in smoothed if not many else ():
             axes.plot(xs, ys, color=color, alpha=0.3, linewidth=0.7)
-        band = align(smoothed)
-        text = f"{label}, {len(curves)} runs".lstrip(", ")
+        band = align(smoothed, (10.0, 90.0) if many else (0.0, 100.0))
+        text = f"{label}, {len(curves)} runs{' (10% to 90%)' * many}".lstrip(", ")
         axes.plot(band.x, band.mean, color=color, linewidth=1.8, label=text)
         axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.18, linewidth=0)
     _dress(axes, key, x, legend=len(groups) > 1 or any(len(history.runs) > 1 for history in groups.values()))
 
 
-def align(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band:
-    """Interpolates runs onto the x values that lie where all of them have values."""
+def align(curves: Sequence[tuple[np.ndarray, np.ndarray]], percentiles: tuple[float, float] = (0.0, 100.0)) -> Band:
+    """Interpolates runs onto the x values that lie where all of them have values.
+
+    Args:
+        curves: x and y of each run.
+        percentiles: over runs, of the band.
+    """
     low, high = max(xs[0] for xs, _ in curves), min(xs[-1] for xs, _ in curves)
     grid = np.unique(np.concatenate([xs for xs, _ in curves]))
     grid = grid[(grid >= low) & (grid <= high)]
@@ -110,7 +122,8 @@ def align(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> Band:
         empty = np.zeros(0)
         return Band(empty, empty, empty, empty)
     values = np.stack([np.interp(grid, xs, ys) for xs, ys in curves])
-    return Band(grid, values.mean(0), values.min(0), values.max(0))
+    low_values, high_values = np.percentile(values, percentiles, axis=0)
+    return Band(grid, values.mean(0), low_values, high_values)
 
 
 def moving_mean(values: np.ndarray, window: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import itertools
 import math
@@ -35,8 +36,9 @@ class Member(NamedTuple):
 
     Attributes:
         seed: its seed.
-        coeffs: the coeffs that it began with, of those that members differ in.
-        history: its results, one for each iteration.
+        coeffs: the coeffs that it began with, of those that members differ in; evolution changes them (`cur_lr` in
+            its results).
+        history: its results, one for each iteration; `timesteps_total` counts its own env steps.
     """
 
     seed: int
@@ -60,7 +62,8 @@ class PopulationHistory:
         members: in the order of seeds within settings.
         note: how it ended.
         programs: what compiling cost, and the memory in use, by program.
-        results: the population's results, one for each iteration.
+        results: the population's results, one for each iteration: statistics over members, `timesteps_total` of all
+            of them together, `member_rewards`, and `parents` where the iteration began with a new generation.
         checkpoint: the best member's, once it is saved.
 
     Example:
@@ -98,8 +101,7 @@ class PopulationHistory:
 
         groups = sorted(self.settings().items(), key=lambda item: -_mean(item[1]))[:_MAX_CURVES]
         joined = {
-            label or f"{len(members)} seeds": members[0].history.join(*(m.history for m in members[1:]), name=label)
-            for label, members in groups
+            label: members[0].history.join(*(m.history for m in members[1:]), name=label) for label, members in groups
         }
         figure, axes = new_figure()
         draw(axes, joined, key=key, x=x, smooth=smooth)
@@ -206,9 +208,13 @@ def fit_population(
     columns = {name: [member.coeffs[name] for member in members] for name in grid}
     population = Population(trainer.compiled, [member.seed for member in members], columns)
     record = _Record(trainer, population, history)
+    if evolve is not None:
+        evolve = dataclasses.replace(evolve)  # its draws begin anew with every fit
     try:
         for iteration in range(1, iterations + 1):
-            result = record.iteration(iteration)
+            due = evolve is not None and iteration > 1 and (iteration - 1) % evolve.interval == 0
+            parents = record.evolve(evolve) if evolve is not None and due else None
+            result = record.iteration(iteration, parents)
             display.update(history.results)
             met = criterion_met(stop, result)
             if met is not None:
@@ -217,13 +223,14 @@ def fit_population(
             if interrupted() is not None:
                 history.note = f"Interrupted after {iteration} iteration{'s' * (iteration != 1)}."
                 break
-            if evolve is not None and iteration < iterations and iteration % evolve.interval == 0:
-                record.evolve(evolve)
     finally:
         display.close(history.results)
     record.keep_best()
     best = history.best
-    told = ", ".join(f"{name}={value:g}" for name, value in best.coeffs.items())
+    now = {
+        name: value_at(best.history[-1], f"cur_{name}") for name in {**best.coeffs, **(evolve.bounds if evolve else {})}
+    }
+    told = _label(now)
     history.note = (
         f"{history.note} Best: member {history.best_index} (seed {best.seed}{', ' * bool(told)}{told}), ".lstrip()
     )
@@ -270,7 +277,7 @@ class _Record:
         self.recent: list[deque[tuple[int, float]]] = [deque(maxlen=keep) for _ in range(population.size)]
         self.began = time.perf_counter()
 
-    def iteration(self, number: int) -> dict[str, Any]:
+    def iteration(self, number: int, parents: list[int] | None = None) -> dict[str, Any]:
         population = self.population
         started = time.perf_counter()
         out, turns = population.run()
@@ -286,6 +293,7 @@ class _Record:
         metrics = {name: np.asarray(values) for name, values in out.metrics.items()} if len(learned) else {}
         last = {name: values[:, learned[-1]] for name, values in metrics.items()}
         self._check(metrics, learned)
+        last |= {f"cur_{name}": values for name, values in population.coeffs().items()}
         means = []
         for i, member in enumerate(self.history.members):
             played = np.array(self.recent[i]) if self.recent[i] else np.full((1, 2), math.nan)
@@ -321,6 +329,8 @@ class _Record:
             "programs": {name: cost._asdict() for name, cost in population.costs.items()},
             "member_rewards": means,
         }
+        if parents is not None:
+            result["parents"] = parents
         self.history.programs = result["programs"]
         self.history.results.results.append(result)
         self.trainer.log_result(result)
@@ -336,13 +346,14 @@ class _Record:
                     f"{len(bad)} of {len(values)} members. Leave such coeffs out, lower lr, or set grad_clip."
                 )
 
-    def evolve(self, evolve: PopulationBasedTraining) -> None:
-        """Exploits and explores; results say who went on from whom."""
+    def evolve(self, evolve: PopulationBasedTraining) -> list[int]:
+        """Exploits and explores; gives the member that each goes on from."""
         rewards = np.array([member.reward for member in self.history.members])
         parents, coeffs = evolve.next_generation(rewards, self.population.coeffs())
         self.population.evolve(parents.tolist(), coeffs)
-        results = self.history.results.results
-        results[-1] = {**results[-1], "parents": parents.tolist()}
+        # Who takes over what another has learned takes over what it has shown, or the next generation ranks the past.
+        self.recent = [self.recent[parent].copy() for parent in parents]
+        return parents.tolist()
 
     def keep_best(self) -> None:
         """The trainer goes on as the best member, and saves it as an ordinary checkpoint."""

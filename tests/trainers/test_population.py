@@ -118,8 +118,15 @@ def test_a_population_evolves(tmp_path):
     with PPOTrainer(config=PPO, results_dir=tmp_path) as trainer:
         population = trainer.fit(5, seeds=4, coeffs={"lr": [1e-2, 1e-7]}, evolve=evolve, verbose=False)
     parents = [result.get("parents") for result in population.results]
-    assert [each is not None for each in parents] == [False, True, False, True, False]
-    assert sum(parent != i for i, parent in enumerate(parents[1])) == 2
+    assert [each is not None for each in parents] == [False, False, True, False, True]
+    assert sum(parent != i for i, parent in enumerate(parents[2])) == 2
+    lines = [json.loads(line) for line in (tmp_path / "result.json").read_text().splitlines()]
+    assert lines[2]["parents"] == parents[2] and "parents" not in lines[1]
+    # Who was replaced goes on with other coeffs, and with its parent's record.
+    (taker, *_) = (i for i, parent in enumerate(parents[2]) if parent != i)
+    rates = [result["cur_lr"] for result in population.members[taker].history]
+    assert rates[0] == rates[1] != rates[2] == rates[3]
+    assert f"lr={population.best.history[-1]['cur_lr']:g}" in population.note
 
 
 def test_what_no_population_can_be_made_of(tmp_path):
