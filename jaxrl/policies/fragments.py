@@ -121,8 +121,10 @@ def _forward_rows(
     if "vf_preds" in batch and "action_dist_inputs" in batch:  # acting has passed the rows through the model already
         out = model.apply(params, jax.tree.map(lambda *x: jnp.concatenate(x), last, final), ())
         known = ModelOutput(batch["action_dist_inputs"], batch["vf_preds"], ())
-        ends = [ModelOutput(out.dist_inputs[i], out.value[i], ()) for i in (slice(batch.B), slice(batch.B, None))]
-        return known, *ends, ()
+        after, ended = (
+            ModelOutput(out.dist_inputs[i], out.value[i], ()) for i in (slice(batch.B), slice(batch.B, None))
+        )
+        return known, after, ended, ()
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     joined = jax.tree.map(lambda *x: jnp.concatenate(x), flat, last, final)
     out = model.apply(params, joined, ())
