@@ -145,6 +145,7 @@ class ActInputs(NamedTuple):
         prev_rewards: previous rewards `[B]`.
         reset: bool `[B]`, True where an episode starts with this observation.
         mask: bool `[B]`, False where the slot holds no agent.
+        step_key: the key with `t` folded in already, from a caller that folds for many steps at once; None: `act` does.
     """
 
     obs: PyTree
@@ -153,6 +154,7 @@ class ActInputs(NamedTuple):
     prev_rewards: Any = None
     reset: Any = None
     mask: Any = None
+    step_key: Any = None
 
 
 class ActOutput(NamedTuple):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.models.config import Activation, ModelConfig
+from jaxrl.models.products import Weights, dense_layers
 from jaxrl.types import Array
 
 zeros = nn.initializers.zeros
@@ -27,10 +28,31 @@ def hidden_layers(x: Array, layers: Sequence[tuple[int, Activation]], *, layer_n
     Returns:
         `[..., size of the last layer]`, or `x` where there is no layer.
     """
-    for i, (size, act) in enumerate(layers):
-        x = nn.Dense(size, kernel_init=zeros, name=f"layer_{i}")(x)
-        x = act(jax.nn.standardize(x) if layer_norm else x)
-    return x
+    return dense_layers(x, *_hidden(x.shape[-1], layers, layer_norm))
+
+
+def _hidden(
+    inputs: int, layers: Sequence[tuple[int, Activation]], layer_norm: bool
+) -> tuple[list[Weights], list[Activation]]:
+    """Weights and activations of hidden layers."""
+    weights = []
+    for i, (size, _) in enumerate(layers):
+        weights.append(DenseWeights(size, name=f"layer_{i}")(inputs))
+        inputs = size
+    if layer_norm:
+        return weights, [lambda x, act=act: act(jax.nn.standardize(x)) for _, act in layers]
+    return weights, [act for _, act in layers]
+
+
+class DenseWeights(nn.Module):
+    """The parameters of a dense layer, as `flax.linen.Dense` names them, zero at first."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, inputs: int) -> Weights:
+        """Kernel `[inputs, size]` and bias `[size]`."""
+        return self.param("kernel", zeros, (inputs, self.size)), self.param("bias", zeros, (self.size,))
 
 
 class Mlp(nn.Module):
@@ -42,8 +64,9 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = hidden_layers(x, self.layers, layer_norm=self.layer_norm)
-        return nn.Dense(self.outputs, kernel_init=zeros, name="out")(x)
+        weights, activations = _hidden(x.shape[-1], self.layers, self.layer_norm)
+        weights.append(DenseWeights(self.outputs, name="out")(weights[-1][1].shape[0] if weights else x.shape[-1]))
+        return dense_layers(x, weights, [*activations, jax.nn.identity], is_head=True)
 
 
 class PolicyHead(nn.Module):
@@ -61,9 +84,8 @@ class PolicyHead(nn.Module):
     def __call__(self, x: Array) -> Array:
         config = self.config
         size = self.num_outputs // 2 if config.free_log_std else self.num_outputs
-        x = nn.Dense(size, kernel_init=zeros, name="out")(x)
-        if config.no_final_linear:
-            x = self.last_activation(x)
+        act = self.last_activation if config.no_final_linear else jax.nn.identity
+        x = dense_layers(x, [DenseWeights(size, name="out")(x.shape[-1])], [act], is_head=True)
         if config.free_log_std:
             log_std = self.param("log_std", zeros, (size,))
             x = jnp.concatenate([x, jnp.broadcast_to(log_std, x.shape)], axis=-1)
@@ -75,4 +97,5 @@ class ValueHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.Dense(1, kernel_init=zeros, name="out")(x).squeeze(-1)
+        weights = DenseWeights(1, name="out")(x.shape[-1])
+        return dense_layers(x, [weights], [jax.nn.identity], is_head=True).squeeze(-1)

@@ -20,10 +20,12 @@ from gymnasium import spaces
 from jaxrl.distributions.distribution import mask_logits
 from jaxrl.losses.distributional import expected_values, quantile_midpoints, value_support
 from jaxrl.models.config import ModelConfig
+from jaxrl.models.fcnet import DenseWeights
 from jaxrl.models.features import initialize_networks, make_features
 from jaxrl.models.model import Model
 from jaxrl.models.noisy import NoisyDense, draw_noise, initialize_noisy
 from jaxrl.models.preprocess import ACTION_MASK
+from jaxrl.models.products import dense_layers
 from jaxrl.types import Array, ConfigError, ModelInputs, ModelOutput, Params, PyTree, UnsupportedSpaceError
 
 zeros = nn.initializers.zeros
@@ -39,15 +41,16 @@ class Stream(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, noise: list[Array] | None) -> Array:
-        for i, size in enumerate((*self.hiddens, self.outputs)):
-            is_last = i == len(self.hiddens)
-            name = "out" if is_last else f"layer_{i}"
-            if self.sigma0 is None:
-                x = nn.Dense(size, kernel_init=zeros, name=name)(x)
-            else:
-                x = NoisyDense(size, self.sigma0, name=name)(x, noise=None if noise is None else noise[i])
-            if not is_last:
-                x = nn.relu(jax.nn.standardize(x) if self.layer_norm else x)
+        sizes = (*self.hiddens, self.outputs)
+        names = [*(f"layer_{i}" for i in range(len(self.hiddens))), "out"]
+        act = (lambda x: nn.relu(jax.nn.standardize(x))) if self.layer_norm else nn.relu
+        activations = [act] * len(self.hiddens) + [jax.nn.identity]
+        if self.sigma0 is None:
+            inputs = (x.shape[-1], *self.hiddens)
+            weights = [DenseWeights(size, name=name)(n) for size, name, n in zip(sizes, names, inputs, strict=True)]
+            return dense_layers(x, weights, activations, is_head=True)
+        for i, (size, name, act) in enumerate(zip(sizes, names, activations, strict=True)):
+            x = act(NoisyDense(size, self.sigma0, name=name)(x, noise=None if noise is None else noise[i]))
         return x
 
     def layer_sizes(self, features: int) -> list[tuple[int, int]]:

@@ -139,7 +139,8 @@ class PolicyBuilder:
     def act(self, weights: Weights, inputs: ActInputs, carry: PyTree, key: Array, explore: bool) -> ActOutput:
         params, coeffs = weights
         state, exploration_state = carry
-        step_key, reads = jax.random.fold_in(key, inputs.t), self.model.reads
+        step_key = jax.random.fold_in(key, inputs.t) if inputs.step_key is None else inputs.step_key
+        reads = self.model.reads
         model_inputs = ModelInputs(
             obs=inputs.obs,
             prev_actions=inputs.prev_actions if "prev_actions" in reads else None,

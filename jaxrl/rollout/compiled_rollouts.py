@@ -119,8 +119,11 @@ def compiled_rollouts(env: JaxEnv, policy: Policy, config: Any) -> CompiledRollo
         act_key, reset_key, env_key, fill_key = jax.random.split(key, 4)
         drawn = draw_resets(env, reset_key, (steps, width)) if drawn_at_once else None
 
-        def one_step(state: RolloutState, xs: tuple[Array, Any]) -> tuple[RolloutState, dict[str, Any]]:
-            i, fresh = xs
+        numbers = step + jnp.arange(steps, dtype=jnp.int32)
+        fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+
+        def one_step(state: RolloutState, xs: tuple[Array, Array, Array, Any]) -> tuple[RolloutState, dict[str, Any]]:
+            i, step_act_key, step_env_key, fresh = xs
             if fresh is None:
                 fresh = draw_resets(env, jax.random.fold_in(reset_key, i), (width,))
             prev_actions, prev_rewards = state.previous or (None, None)
@@ -130,10 +133,11 @@ def compiled_rollouts(env: JaxEnv, policy: Policy, config: Any) -> CompiledRollo
                 prev_actions if "prev_actions" in spec.act_reads else None,
                 prev_rewards if "prev_rewards" in spec.act_reads else None,
                 state.start if spec.recurrent else None,
+                step_key=step_act_key,
             )
             out = policy.act(weights, inputs, state.carry, act_key, config.explore)
             actions = out.actions if to_env is None else to_env(out.actions)
-            stepped = vector_step(env, jax.random.fold_in(env_key, i), state.env, actions, fresh)
+            stepped = vector_step(env, step_env_key, state.env, actions, fresh)
             ended = stepped.terminateds | stepped.truncateds
             row = {
                 "obs": state.obs,
@@ -160,7 +164,8 @@ def compiled_rollouts(env: JaxEnv, policy: Policy, config: Any) -> CompiledRollo
                 previous = (zeroed, jnp.where(ended, 0.0, learned))
             return RolloutState(stepped.states, stepped.obs, out.carry, ended, t, episode, previous), row
 
-        xs = (step + jnp.arange(steps, dtype=jnp.int32), drawn)
+        # Keys of all steps in one call: within the loop a fold costs as much as a layer of the network.
+        xs = (numbers, fold(act_key, numbers), fold(env_key, numbers), drawn)
         after, rows = jax.lax.scan(one_step, state, xs)
         played = Played(rows["rewards"], rows["terminateds"] | rows["truncateds"])
         columns = _columns(env, rows, after.obs, reads)
