@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
+from collections.abc import Mapping
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from jaxrl.execution.context import AGENT_STEPS_SAMPLED, AGENT_STEPS_TRAINED, ST
 from jaxrl.execution.device_memory import check_memory
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.nodes import Operator, Source, random_unit
+from jaxrl.execution.programs import Building, ProgramCost
 from jaxrl.policies import DATA_AXIS
 from jaxrl.rollout.compiled_rollouts import CompiledRollouts, Played, compiled_rollouts
 from jaxrl.rollout.compiled_workers import CompiledWorkers
@@ -27,16 +29,8 @@ from jaxrl.types import CheckpointError, ConfigError, NonFiniteError
 
 # Keys of learners, and those of sampling and replay, are told apart.
 _LEARNER_KEY = 2**20
-_ROUNDS = "CompiledRounds"
 _WORLD_KEY = 2**21
-
-
-class ProgramCost(NamedTuple):
-    """What a compiled program costs: seconds to trace and to compile, bytes on the device while it runs."""
-
-    trace_s: float
-    compile_s: float
-    memory_bytes: int
+_KEY = jax.eval_shape(jax.random.key, 0)
 
 
 class CompiledEngine:
@@ -67,16 +61,20 @@ class CompiledEngine:
         self.rollouts: CompiledRollouts = compiled_rollouts(env, self.policy, ctx.config)
         forms = [getattr(node, "operator", None) for node in plan.nodes()]
         self._asked = [op.compiled.controls for op in forms if op and op.compiled and op.compiled.controls]
-        train = jax.eval_shape(lambda: self.learner.state)
-        self._world_shapes = jax.eval_shape(self._init_world, jax.random.key(0), train)
-        turn = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), self._example_turns())
+        train = jax.eval_shape(self.policy.init, _KEY)
+        self._world_shapes = jax.eval_shape(self._init_world, _KEY, train)
+        example = self._example_turns()
+        turn = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), example)
         self.plan: CompiledPlan = compile_plan(plan.node, self.rollouts, Example(self._world_shapes, turn))
         self._world_shapes = self._world_shapes._replace(ops=jax.eval_shape(self.plan.init_ops))
         self.steps_per_round = self.plan.schedule.fragments * self.rollouts.length * self.rollouts.width
         self.rounds = max(1, math.ceil(ctx.config.timesteps_per_iteration / self.steps_per_round))
+        self._turn_shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.rounds, *x.shape), x.dtype), turn)
         self.costs: dict[str, ProgramCost] = {}
         self._program: Any = None
-        self._shapes = self._world_shapes._replace(train=(), memory=())
+        self._iteration: Building | None = None
+        self._rest_shapes = self._world_shapes._replace(train=())
+        self._shapes = self._rest_shapes._replace(memory=())
         self.world_bytes = trees.size_bytes(self._world_shapes)
         if ctx.memory is not None:
             ctx.memory.device_shapes = self._world_shapes.memory
@@ -105,6 +103,20 @@ class CompiledEngine:
         """
         world = self._init_world(jax.random.fold_in(key, _WORLD_KEY), train)
         return world._replace(ops=self.plan.init_ops())
+
+    def begin(self, key: Any, coeffs: Mapping[str, Any] | None = None) -> World:
+        """A run's beginning, its learner's too, pure.
+
+        Args:
+            key: the run's key.
+            coeffs: of its learner, by name, in place of the policy's own values.
+        """
+        train = self.policy.init(_learners_own(key, 0))
+        return self.init(key, train.replace(coeffs={**train.coeffs, **(coeffs or {})}))
+
+    def rows_trained(self, sampled: int, pulls: int) -> int:
+        """Rows that were learned from, given the env steps that were sampled and how often the memory was pulled."""
+        return sampled if self.plan.schedule.pulls is None else pulls * self.plan.schedule.batch_rows()
 
     # ---- turns
 
@@ -161,10 +173,20 @@ class CompiledEngine:
     def start(self) -> list[Any]:
         """The leaves of a fresh run's world but for the learner's state."""
         check_memory(self._world_shapes, "the environments, the replay memory and the learner of this run")
-        given = (jax.random.key(self.ctx.config.seed), self.learner.state)
+        key = jax.random.key(self.ctx.config.seed)
+        made = (self.learner.state,) if self.learner.has_state else ()
         with self._on_devices():
-            program, self.costs["init"] = build_program("init", jax.jit(self.init), *given)
-            world = program(*given)
+            beginning = Building("init", jax.jit(self.init if made else self.begin), key, *made)
+            if self._program is None and self.learner.mesh is None:
+                # Compiling leaves Python free: in its time the other program is traced.
+                with futures.ThreadPoolExecutor(1) as pool:
+                    compiled = pool.submit(beginning.compile)
+                    self._iteration = self._build(self._world_shapes.train, self._rest_shapes, self._turn_shapes)
+                    compiled.result()
+            program, self.costs["init"] = beginning.done()
+            world = program(key, *made)
+        if not made:
+            self.learner.state = world.train
         world = self._placed(world._replace(train=()))
         if self.ctx.memory is not None:
             self.ctx.memory.on_device = world.memory
@@ -190,24 +212,29 @@ class CompiledEngine:
         if memory is not None:
             rest = rest._replace(memory=memory.on_device)
 
-        def rounds(train: Any, rest: World, turns: Turn) -> tuple[Any, World, RoundOutput]:
-            world, out = self.plan.run(rest._replace(train=train), turns)
-            return world.train, world._replace(train=()), out
-
         arguments = (self.learner.state, rest, turns)
         if self._program is None:
-            options: dict[str, Any] = {"donate_argnums": 1}
-            if self.learner.mesh is not None:
-                options["out_shardings"] = (*jax.tree.map(lambda x: x.sharding, arguments[:2]), None)
-            jitted = jax.jit(rounds, **options)
             with self._on_devices():
-                self._program, self.costs["iteration"] = build_program("iteration", jitted, *arguments)
+                building, self._iteration = self._iteration or self._build(*arguments), None
+                self._program, self.costs["iteration"] = building.done()
         with self._on_devices():
             train, rest, out = self._program(*arguments)
         self.learner.state = train
         if memory is not None:
             memory.on_device = rest.memory
         return jax.tree.leaves(rest._replace(memory=())), out
+
+    def _build(self, train: Any, rest: World, turns: Turn) -> Building:
+        """The program of an iteration for arrays, or shapes, of `(learner, rest of the world, turns)`."""
+
+        def rounds(train: Any, rest: World, turns: Turn) -> tuple[Any, World, RoundOutput]:
+            world, out = self.plan.run(rest._replace(train=train), turns)
+            return world.train, world._replace(train=()), out
+
+        options: dict[str, Any] = {"donate_argnums": 1}
+        if self.learner.mesh is not None:
+            options["out_shardings"] = (*jax.tree.map(lambda x: x.sharding, (train, rest)), None)
+        return Building("iteration", jax.jit(rounds, **options), train, rest, turns)
 
     # ---- devices
 
@@ -235,55 +262,41 @@ class CompiledEngine:
         return others._replace(rollouts=rollouts)
 
 
-def adopt_world(ctx: PlanContext, plan: LocalIterator, engine: CompiledEngine, world: World, rounds: int) -> None:
+class Progress(NamedTuple):
+    """How far a run of a compiled plan is.
+
+    Attributes:
+        rounds: rounds behind it.
+        pulls: how often its memory's branch was pulled in them.
+        draws: state of the random number generator that rounds fractional numbers of pulls.
+    """
+
+    rounds: int
+    pulls: int
+    draws: int
+
+
+def adopt_world(ctx: PlanContext, plan: LocalIterator, engine: CompiledEngine, world: World, behind: Progress) -> None:
     """Makes a plan go on from another world: learner, environments, counters.
 
     Args:
         ctx, plan, engine: of the plan that goes on.
         world: of a member of a population, say.
-        rounds: rounds behind it.
+        behind: how far that world is.
     """
-    (source,) = (node for node in plan.nodes() if isinstance(node, Source) and node.name.startswith(_ROUNDS))
-    sampled = rounds * engine.steps_per_round
+    (source,) = (node for node in plan.nodes() if isinstance(node, CompiledRounds))
+    sampled = behind.rounds * engine.steps_per_round
     engine.learner.state = world.train
-    rest = world._replace(train=(), memory=())
-    source.state = {**source.state, "rounds": rounds, "world": jax.tree.leaves(rest)}
+    leaves = jax.tree.leaves(world._replace(train=(), memory=()))
+    source.state = {**source.state, "rounds": behind.rounds, "draws": behind.draws, "world": leaves}
     if ctx.memory is not None:
         ctx.memory.on_device = world.memory
-    for name in (STEPS_SAMPLED, AGENT_STEPS_SAMPLED):
-        ctx.counters[name] = sampled
-    schedule = engine.plan.schedule
-    learning = rounds - engine.rounds_before_learning()
-    trained = sampled if schedule.pulls is None else int(max(0, learning) * schedule.pulls) * schedule.batch_rows()
-    for name in (STEPS_TRAINED, AGENT_STEPS_TRAINED):
-        ctx.counters[name] = trained
-
-
-def build_program(name: str, jitted: Any, *arguments: Any) -> tuple[Any, ProgramCost]:
-    """Compiles a jitted function for arguments of these shapes.
-
-    Args:
-        name: for messages.
-        jitted: what `jax.jit` gave.
-        arguments: arrays, or their shapes.
-
-    Returns:
-        The program and what it costs.
-
-    Raises:
-        ConfigError: it needs more memory than there is, with both sums; nothing has run.
-    """
-    began = time.perf_counter()
-    lowered = jitted.lower(*arguments)
-    traced = time.perf_counter()
-    program = lowered.compile()
-    compiled = time.perf_counter()
-    used, total = program.memory_analysis(), 0
-    if used is not None:
-        total = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
-        total = int(total - used.alias_size_in_bytes)
-    check_memory(total, f"the program {name!r}")
-    return program, ProgramCost(traced - began, compiled - traced, total)
+    for names, count in (
+        ((STEPS_SAMPLED, AGENT_STEPS_SAMPLED), sampled),
+        ((STEPS_TRAINED, AGENT_STEPS_TRAINED), engine.rows_trained(sampled, behind.pulls)),
+    ):
+        for name in names:
+            ctx.counters[name] = count
 
 
 def learner_key(seed: Any, index: int = 0) -> Any:
@@ -293,7 +306,11 @@ def learner_key(seed: Any, index: int = 0) -> Any:
         seed: of the run.
         index: of the learner.
     """
-    return jax.random.fold_in(jax.random.key(seed), _LEARNER_KEY + index)
+    return _learners_own(jax.random.key(seed), index)
+
+
+def _learners_own(key: Any, index: int) -> Any:
+    return jax.random.fold_in(key, _LEARNER_KEY + index)
 
 
 class _Rounds:
@@ -326,11 +343,7 @@ class _Rounds:
         ctx.counters[AGENT_STEPS_SAMPLED] += steps
         learned = np.flatnonzero(turns.pulls)
         if len(learned):
-            trained = (
-                steps
-                if engine.plan.schedule.pulls is None
-                else int(turns.pulls.sum()) * engine.plan.schedule.batch_rows()
-            )
+            trained = engine.rows_trained(steps, int(turns.pulls.sum()))
             ctx.counters[STEPS_TRAINED] += trained
             ctx.counters[AGENT_STEPS_TRAINED] += trained
             self._tell(out, learned, before)
@@ -339,15 +352,28 @@ class _Rounds:
 
     def _tell(self, out: RoundOutput, learned: np.ndarray, before: Any) -> None:
         engine = self.engine
-        metrics = {name: np.asarray(value)[learned] for name, value in out.metrics.items()}
-        finite = np.all([np.isfinite(value) for value in metrics.values()], axis=0)
-        shown = -1 if finite.all() else int(np.argmin(finite))
+        values = np.asarray(out.metrics.values)[learned]
+        finite = np.isfinite(values).all(axis=1)
+        shown = values[-1 if finite.all() else int(np.argmin(finite))]
         try:
-            info = engine.learner.checked({name: value[shown] for name, value in metrics.items()})
+            info = engine.learner.checked(out.metrics._replace(values=shown).unpack())
         except NonFiniteError:
             engine.learner.state = before
             raise
         engine.ctx.learner_info[engine.policy_id] = info
+
+
+class CompiledRounds(Source):
+    """Stands in a plan for all that is compiled, and shows the names of the nodes that it takes the place of."""
+
+    def __init__(self, engine: CompiledEngine, workers: CompiledWorkers):
+        rounds = _Rounds(engine, workers)
+        super().__init__(Operator(f"CompiledRounds({engine.rounds})", rounds, init=rounds.init, host_only=True))
+        self._detail = ", ".join(engine.plan.names)
+
+    def detail(self) -> str:
+        """The nodes that are compiled, in the order in which they run."""
+        return self._detail
 
 
 def _checked(leaves: list[Any], engine: CompiledEngine) -> list[Any]:
@@ -376,7 +402,5 @@ def compiled_engine(ctx: PlanContext, plan: LocalIterator, env: JaxEnv, workers:
         ConfigError: the plan, the policy or the options do not compile; says what.
     """
     engine = CompiledEngine(ctx, plan, env)
-    rounds = _Rounds(engine, workers)
-    source = Source(Operator(f"{_ROUNDS}({engine.rounds})", rounds, init=rounds.init, host_only=True))
-    engine.plan.tail.inputs = (source,)
+    engine.plan.tail.inputs = (CompiledRounds(engine, workers),)
     return engine

@@ -8,7 +8,7 @@ results) stays on the host.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,11 @@ from jaxrl.execution.compiled_form import CompiledForm, Trained, Turn, World
 from jaxrl.execution.nodes import ForEach, Node, Operator, Source
 from jaxrl.execution.shards import LocalGather
 from jaxrl.rollout.compiled_rollouts import CompiledRollouts, Played
+from jaxrl.trees import Scalars
 from jaxrl.types import Array, ConfigError, PyTree
+
+# What the keys of pulls of the memory's branch fold in, which is no number of a vector step, nor an operator's.
+_PULLS = 2**31 + 2**21
 
 # A node within the trace of a round: `(turn, world, told) -> (world, item)`.
 Pull = Callable[[Turn, World, "_Told"], tuple[World, Any]]
@@ -34,7 +38,7 @@ class RoundOutput(NamedTuple):
     """
 
     played: Played
-    metrics: Mapping[str, Array]
+    metrics: Scalars
 
 
 class Schedule(NamedTuple):
@@ -60,6 +64,7 @@ class CompiledPlan(NamedTuple):
         init_ops: `() -> states of the operators`.
         schedule: see `Schedule`.
         tail: the node of the plan that takes what a round gives, on the host.
+        names: of the nodes that are compiled, in the order in which they are pulled.
     """
 
     run: Callable[[World, Turn], tuple[World, RoundOutput]]
@@ -67,13 +72,14 @@ class CompiledPlan(NamedTuple):
     init_ops: Callable[[], dict[str, PyTree]]
     schedule: Schedule
     tail: Node
+    names: list[str]
 
 
 class _Told(NamedTuple):
-    """What the nodes of a round under trace have told so far."""
+    """What the nodes of a round under trace have told so far: one `Played`, and what was learned last."""
 
     played: list[Played]
-    metrics: list[Mapping[str, Array]]
+    metrics: list[Scalars]
 
 
 class Example(NamedTuple):
@@ -97,6 +103,11 @@ def compile_plan(root: Node, rollouts: CompiledRollouts, example: Example) -> Co
     tail, top = _split(root)
     lowering = _Lowering(rollouts, example)
     pull = lowering.node(top)
+    if not lowering.fragments:
+        raise ConfigError(
+            f"engine='compiled': the plan {top.name!r} gathers no rollouts, so that no environment is ever stepped; "
+            "begin it with ParallelRollouts."
+        )
 
     def one_round(world: World, turn: Turn) -> tuple[World, RoundOutput]:
         told = _Told([], [])
@@ -104,16 +115,15 @@ def compile_plan(root: Node, rollouts: CompiledRollouts, example: Example) -> Co
             train = world.train
             world = world._replace(train=train.replace(coeffs={**train.coeffs, **turn.coeffs}))
         world, item = pull(turn, world, told)
-        metrics = told.metrics[-1] if told.metrics else {}
         if isinstance(item, Trained):
-            metrics = item.metrics
-        played = told.played[0] if len(told.played) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *told.played)
-        return world, RoundOutput(played, metrics)
+            told.metrics.append(Scalars.pack(item.metrics))
+        (played,) = told.played
+        return world, RoundOutput(played, told.metrics[-1] if told.metrics else Scalars.pack({}))
 
     def run(world: World, turns: Turn) -> tuple[World, RoundOutput]:
         return jax.lax.scan(one_round, world, turns)
 
-    return CompiledPlan(run, one_round, lowering.init_ops, lowering.schedule(), tail)
+    return CompiledPlan(run, one_round, lowering.init_ops, lowering.schedule(), tail, lowering.names)
 
 
 def _split(root: Node) -> tuple[Node, Node]:
@@ -135,6 +145,7 @@ class _Lowering:
     def __init__(self, rollouts: CompiledRollouts, example: Example):
         self.rollouts, self.example = rollouts, example
         self.forms: dict[str, CompiledForm] = {}
+        self.names: list[str] = []
         self.fragments = 0
         self.learn_weight = 1.0
         self.replays = False
@@ -150,12 +161,17 @@ class _Lowering:
     # ---- nodes
 
     def node(self, node: Node) -> Pull:
+        pull = self._pull(node)
+        self.names.append(node.name)
+        return pull
+
+    def _pull(self, node: Node) -> Pull:
         if isinstance(node, LocalGather):
             return self._rollouts(node)
         if isinstance(node, Select) and isinstance(node.inputs[0], Union):
             return self._union(node, node.inputs[0])
-        if isinstance(node, Source):
-            return self._apply(node, node.operator, None)
+        if isinstance(node, Source) and node.operator.compiled is not None:
+            return self._compiled(node.operator.name, node.operator.compiled, None)
         if isinstance(node, ForEach):
             return self._combine(node) if node.kind == "combine" else self._for_each(node)
         raise _refused(node)
@@ -176,23 +192,25 @@ class _Lowering:
 
         return pull
 
-    def _apply(self, node: Node, operator: Operator, source: Pull | None) -> Pull:
-        form = operator.compiled
-        if operator.host_only and form is None:
+    def _for_each(self, node: ForEach) -> Pull:
+        source, operator = self.node(node.inputs[0]), node.operator
+        if operator.compiled is not None:
+            return self._compiled(operator.name, operator.compiled, source)
+        if operator.host_only:
             raise _refused(node)
-        if form is None:
-            initial = operator.init()
+        initial = operator.init()
 
-            def pure(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
-                assert source is not None
-                world, item = source(turn, world, told)
-                state, item = operator.apply(initial, item)
-                _check_state(node, initial, state)
-                return world, item
+        def pure(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
+            world, item = source(turn, world, told)
+            state, item = operator.apply(initial, item)
+            _check_state(node, initial, state)
+            return world, item
 
-            return pure
+        return pure
+
+    def _compiled(self, operator: str, form: CompiledForm, source: Pull | None) -> Pull:
         number = len(self.forms)
-        name = f"{number:02d} {operator.name}"
+        name = f"{number:02d} {operator}"
         self.forms[name] = form
 
         def pull(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
@@ -204,36 +222,41 @@ class _Lowering:
 
         return pull
 
-    def _for_each(self, node: ForEach) -> Pull:
-        return self._apply(node, node.operator, self.node(node.inputs[0]))
+    def _in_turn(self, source: Pull, count: int, *, keep: bool) -> Pull:
+        """A branch that samples, `count` times in a scan: its items stacked on axis 0 (`keep`), or nothing."""
+        steps = self.fragments * self.rollouts.length
+        self.fragments *= count
+
+        def pull(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
+            def one(world: World, i: Array) -> tuple[World, tuple[Any, Played]]:
+                inner = _Told([], [])
+                world, item = source(turn._replace(step=turn.step + i * steps), world, inner)
+                (played,) = inner.played
+                return world, (item if keep else None, played)
+
+            if count == 1:
+                world, (item, played) = one(world, jnp.int32(0))
+                told.played.append(played)
+                return world, jax.tree.map(lambda x: x[None], item)
+            world, (items, played) = jax.lax.scan(one, world, jnp.arange(count, dtype=jnp.int32))
+            told.played.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played))
+            return world, items
+
+        return pull
 
     def _combine(self, node: ForEach) -> Pull:
         """As many items of the input as make the operator give something, in a scan; then the operator on them all."""
         if node.operator.host_only:
             raise _refused(node)
         source, operator = self.node(node.inputs[0]), node.operator
-        steps = self.rollouts.length
-        item = self._item(source)
-        count = self._count(node, item)
-        self.fragments = count
+        count = self._count(node, self._item(source))
+        items = self._in_turn(source, count, keep=True)
 
         def pull(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
-            if count == 1:
-                world, item = source(turn, world, told)
-                items = [item]
-            else:
-
-                def one(world: World, i: Array) -> tuple[World, tuple[Any, Played]]:
-                    inner = _Told([], [])
-                    world, item = source(turn._replace(step=turn.step + i * steps), world, inner)
-                    return world, (item, inner.played[0])
-
-                world, (stacked, played) = jax.lax.scan(one, world, jnp.arange(count, dtype=jnp.int32))
-                told.played.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played))
-                items = [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(count)]
+            world, stacked = items(turn, world, told)
             state, out = operator.init(), []
-            for item in items:
-                state, out = operator.apply(state, item)
+            for i in range(count):
+                state, out = operator.apply(state, jax.tree.map(lambda x, i=i: x[i], stacked))
             _check_state(node, operator.init(), state)
             return world, out[0]
 
@@ -277,33 +300,23 @@ class _Lowering:
                 f"engine='compiled': {union.name!r} takes {union.weights} items of its branches in turn; expected a "
                 "whole number of rollouts, and a number of updates. Choose a training_intensity so."
             )
-        store = self.node(union.inputs[0])
-        self.fragments, self.replays = int(store_weight), True
+        store = self._in_turn(self.node(union.inputs[0]), int(store_weight), keep=False)
         learn = self.node(union.inputs[1])
-        self.learn_weight = float(learn_weight)
-        steps, repeats = self.rollouts.length, int(store_weight)
+        self.replays, self.learn_weight = True, float(learn_weight)
 
         def pull(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
-            if repeats == 1:
-                world, _ = store(turn, world, told)
-            else:
-
-                def one(world: World, i: Array) -> tuple[World, Played]:
-                    inner = _Told([], [])
-                    world, _ = store(turn._replace(step=turn.step + i * steps), world, inner)
-                    return world, inner.played[0]
-
-                world, played = jax.lax.scan(one, world, jnp.arange(repeats, dtype=jnp.int32))
-                told.played.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played))
+            world, _ = store(turn, world, told)
+            round_key = jax.random.fold_in(world.key, turn.number)
 
             def once(i: Array, carried: tuple[World, Any]) -> tuple[World, Any]:
-                number = turn.number * jnp.uint32(2**10) + i.astype(jnp.uint32)
-                world, item = learn(turn._replace(number=number), carried[0], _Told([], []))
+                world, _ = carried
+                own = world._replace(key=jax.random.fold_in(round_key, i.astype(jnp.uint32) + jnp.uint32(_PULLS)))
+                after, item = learn(turn, own, _Told([], []))
                 self.batch_rows = item.batch.num_rows
-                return world, item.metrics
+                return after._replace(key=world.key), Scalars.pack(item.metrics)
 
             shapes = jax.eval_shape(lambda w: once(jnp.int32(0), (w, None))[1], world)
-            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dict(shapes))
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             world, metrics = jax.lax.fori_loop(0, turn.pulls, once, (world, nothing))
             told.metrics.append(metrics)
             return world, None

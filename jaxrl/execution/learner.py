@@ -24,7 +24,7 @@ class Learner:
 
     Args:
         policy: the policy.
-        key: PRNG key of the run.
+        key: PRNG key of the run, or a function that gives it; the state is made of it when it is first asked for.
         policy_id: for messages.
         num_devices: devices that share each batch; 1: the default device.
         average: averages each minibatch's gradients with those of learners elsewhere (see `Policy.learn_averaged`).
@@ -45,10 +45,21 @@ class Learner:
         self.policy, self.policy_id = policy, policy_id
         self._learn = policy.learn if average is None else policy.learn_averaged(average)
         self._mesh = _mesh(num_devices)
-        self._state: TrainState = self._replicated(policy.init(key))
+        self._key = key
+        self._made: TrainState | None = None
         self._rows: Mapping[str, Any] = {}
         self._scheduled: dict[str, float] = {}
         self._on_cpu = jax.default_backend() == "cpu"
+
+    @property
+    def _state(self) -> TrainState:
+        if self._made is None:
+            self._made = self._replicated(self.policy.init(self._key() if callable(self._key) else self._key))
+        return self._made
+
+    @_state.setter
+    def _state(self, state: TrainState) -> None:
+        self._made = state
 
     # ---- learning
 
@@ -115,6 +126,11 @@ class Learner:
     def rows(self) -> Mapping[str, Any]:
         """What the last `learn` returned for each row of its batch (`td_error`), by name."""
         return self._rows
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there is a state, or it is still to be made of the key."""
+        return self._made is not None
 
     @property
     def state(self) -> TrainState:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrl.execution.compiled_engine import CompiledEngine, build_program, learner_key
+from jaxrl.execution.compiled_engine import CompiledEngine, Progress
 from jaxrl.execution.compiled_form import Turn, World
 from jaxrl.execution.compiled_plan import RoundOutput
 from jaxrl.execution.device_memory import check_memory
+from jaxrl.execution.programs import Building
 from jaxrl.types import ConfigError
 
 _AXIS = "members"
@@ -55,15 +56,20 @@ class Population:
         self._mesh = _mesh(self.size)
         self.costs: dict[str, Any] = {}
         self._program: Any = None
-        self.rounds = 0
+        self.rounds = self.pulls = 0
         self.draws = int(engine.ctx.config.seed or 0)
         self.sampled = 0
         self.world: Any = None
 
-    def _member(self, seed: Any, coeffs: Mapping[str, Any]) -> World:
-        train = self.engine.policy.init(learner_key(seed))
-        train = train.replace(coeffs={**train.coeffs, **coeffs})
-        return self.engine.init(jax.random.key(seed), train)
+    @property
+    def is_whole(self) -> bool:
+        """Whether there are worlds: none before `start`, nor after an iteration was broken off."""
+        return self.world is not None and not any(leaf.is_deleted() for leaf in jax.tree.leaves(self.world))
+
+    @property
+    def progress(self) -> Progress:
+        """How far each member is."""
+        return Progress(self.rounds, self.pulls, self.draws)
 
     def start(self) -> None:
         """Makes the members.
@@ -75,11 +81,11 @@ class Population:
         def members(seeds: Any, coeffs: Any) -> World:
             # One after the other: several decompositions at once, as orthogonal weights want, can hang XLA's CPU
             # threads.
-            return jax.lax.map(lambda each: self._member(*each), (seeds, coeffs))
+            return jax.lax.map(lambda each: self.engine.begin(jax.random.key(each[0]), each[1]), (seeds, coeffs))
 
         given = (jnp.asarray(self._seeds), {name: jnp.asarray(values) for name, values in self._coeffs.items()})
         check_memory(jax.eval_shape(members, *given), f"a population of {self.size} members")
-        program, self.costs["init"] = build_program("init", jax.jit(members), *given)
+        program, self.costs["init"] = Building("init", jax.jit(members), *given).done()
         self.world = self._placed(program(*given))
 
     def run(self) -> tuple[RoundOutput, Turn]:
@@ -99,9 +105,10 @@ class Population:
                     run, mesh=self._mesh, in_specs=(members, PartitionSpec()), out_specs=members, check_vma=False
                 )
             jitted = jax.jit(run, donate_argnums=0)
-            self._program, self.costs["iteration"] = build_program("iteration", jitted, self.world, turns)
+            self._program, self.costs["iteration"] = Building("iteration", jitted, self.world, turns).done()
         self.world, out = self._program(self.world, turns)
         self.rounds += self.engine.rounds
+        self.pulls += int(turns.pulls.sum())
         self.sampled += self.engine.rounds * self.engine.steps_per_round
         return out, turns
 

@@ -41,22 +41,22 @@ def dense_layers(
         return x
 
     def in_columns(x: Array, weights: Sequence[Weights]) -> Array:
-        x = x.T
+        leading = x.shape[:-1]
+        x = x.reshape(-1, x.shape[-1]).T
         for (kernel, bias), act in zip(weights, activations, strict=True):
             x = jax.vmap(act, in_axes=-1, out_axes=-1)(_product(kernel, x) + bias[:, None])
         # Without the barrier XLA folds the transpose into the product, and runs the form that this avoids.
-        return (optimization_barrier(x) if is_head else x).T
+        return (optimization_barrier(x) if is_head else x).T.reshape(*leading, -1)
 
-    if not weights:
-        return x
-    leading, inputs = x.shape[:-1], x.shape[-1]
-    rows = math.prod(leading)
-    layers = in_rows
+    rows = math.prod(x.shape[:-1])
     kernels, activity = (sum(map(f, weights)) for f in (lambda w: w[0].size, lambda w: rows * w[0].shape[0]))
-    if 2 * kernels <= activity and jax.default_backend() == "cpu":
-        layers = jax.custom_jvp(in_rows)
-        layers.defjvp(lambda primals, tangents: jax.jvp(in_columns, primals, tangents))
-    return layers(x.reshape(rows, inputs), weights).reshape(*leading, weights[-1][1].shape[0])
+    # Rows that are spread over devices would be gathered to be turned.
+    alone = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
+    if not (weights and alone and 2 * kernels <= activity):
+        return in_rows(x, weights)
+    layers = jax.custom_jvp(in_rows)
+    layers.defjvp(lambda primals, tangents: jax.jvp(in_columns, primals, tangents))
+    return layers(x, weights)
 
 
 @jax.custom_jvp

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxrl.data import SampleBatch
 from jaxrl.policies.gradients import GRAD_NORM, Gradients, global_norm
 from jaxrl.policies.permutations import random_permutations
 from jaxrl.policies.policy import TrainState
+from jaxrl.trees import Scalars
 from jaxrl.types import Array, LearnOutput, Params
 
 # The mesh axis that the rows of a batch are spread over where several devices learn.
@@ -91,12 +92,12 @@ def _full_batch_epochs(
     if epochs == 1:
         return step(state, batch)
 
-    def epoch(state: TrainState, _: None) -> tuple[TrainState, tuple[_Packed, Mapping[str, Array]]]:
+    def epoch(state: TrainState, _: None) -> tuple[TrainState, tuple[Scalars, Mapping[str, Array]]]:
         state, out = step(state, batch)
-        return state, (_Packed.of(out.metrics), out.rows)
+        return state, (Scalars.pack(out.metrics), out.rows)
 
     state, (packed, rows) = jax.lax.scan(epoch, state, length=epochs)
-    return state, LearnOutput(packed.summary(1, None), {name: value[-1] for name, value in rows.items()})
+    return state, LearnOutput(_summary(packed, 1, None), {name: value[-1] for name, value in rows.items()})
 
 
 def _minibatch_epochs(
@@ -121,9 +122,9 @@ def _minibatch_epochs(
 
     def minibatch_step(
         state: TrainState, slots: tuple[Array, Array]
-    ) -> tuple[TrainState, tuple[_Packed, Mapping[str, Array]]]:
+    ) -> tuple[TrainState, tuple[Scalars, Mapping[str, Array]]]:
         state, out = step(state, minibatch(*slots))
-        return state, (_Packed.of(out.metrics), out.rows)
+        return state, (Scalars.pack(out.metrics), out.rows)
 
     def step_if_any(state: TrainState, slots: tuple[Array, Array, Array]) -> Any:
         index, valid, any_present = slots
@@ -142,7 +143,7 @@ def _minibatch_epochs(
     # Each row's value, back at the row's place; the padding of a short last minibatch is dropped.
     place = jnp.where(valid[-count:], index[-count:], n)
     rows = {name: _scatter(value[-count:], place, n, axis) for name, value in rows.items()}
-    return state, LearnOutput(packed.summary(count, taken), rows)
+    return state, LearnOutput(_summary(packed, count, taken), rows)
 
 
 def order_key(state: TrainState) -> Array:
@@ -184,36 +185,19 @@ def _orders(key: Array, n: int, present: Array | None, epochs: int, shuffle: boo
     return jax.lax.sort((*keys, position), dimension=1, num_keys=len(keys))[-1] if keys else position
 
 
-class _Packed(NamedTuple):
-    """Scalars by name as one vector: a scan stacks one array, not one for each metric."""
+def _summary(packed: Scalars, count: int, taken: Array | None) -> dict[str, Array]:
+    """Metrics from those of every step: the mean of the last `count` steps, or the first step that is not finite.
 
-    names: Any
-    values: Array
-
-    @staticmethod
-    def of(metrics: Mapping[str, Array]) -> _Packed:
-        values = [jnp.asarray(value, jnp.float32) for value in metrics.values()]
-        return _Packed(_Names(metrics), jnp.stack(values))
-
-    def summary(self, count: int, taken: Array | None) -> dict[str, Array]:
-        """Metrics from `values [steps, M]`: the mean of the last `count` steps, or the first step that is not finite.
-
-        Args:
-            count: steps of an epoch.
-            taken: bool `[steps]`, False for steps that were skipped; None if none was.
-        """
-        weight = jnp.ones(count) if taken is None else taken[-count:].astype(jnp.float32)
-        mean = (self.values[-count:] * weight[:, None]).sum(axis=0) / jnp.maximum(weight.sum(), 1.0)
-        bad = ~jnp.isfinite(self.values).all(axis=1)
-        chosen = jnp.where(bad.any(), self.values[jnp.argmax(bad)], mean)
-        return {name: chosen[i] for i, name in enumerate(self.names)}
-
-
-@jax.tree_util.register_static
-class _Names(tuple):
-    """Names of metrics, which a scan carries along without looking at them."""
-
-    __slots__ = ()
+    Args:
+        packed: values `[steps, M]`.
+        count: steps of an epoch.
+        taken: bool `[steps]`, False for steps that were skipped; None if none was.
+    """
+    values = packed.values
+    weight = jnp.ones(count) if taken is None else taken[-count:].astype(jnp.float32)
+    mean = (values[-count:] * weight[:, None]).sum(axis=0) / jnp.maximum(weight.sum(), 1.0)
+    bad = ~jnp.isfinite(values).all(axis=1)
+    return packed._replace(values=jnp.where(bad.any(), values[jnp.argmax(bad)], mean)).unpack()
 
 
 def _scatter(values: Array, place: Array, n: int, axis: int) -> Array:

@@ -177,7 +177,8 @@ def compiled_rollouts(env: JaxEnv, policy: Policy, config: Any) -> CompiledRollo
         fragment = SampleBatch._make(columns, time_major=True)
         return after, policy.postprocess(weights, fragment, None, fill_key), played
 
-    return CompiledRollouts(init, sample, steps, width)
+    # Jitted for its trace alone, which finding out shapes and compiling then share.
+    return CompiledRollouts(init, jax.jit(sample), steps, width)
 
 
 def _columns(env: JaxEnv, rows: dict[str, Any], last_obs: PyTree, reads: frozenset[str]) -> dict[str, Any]:

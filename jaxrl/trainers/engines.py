@@ -26,7 +26,8 @@ def env_to_compile(options: Any) -> JaxEnv | None:
     env = find_jax_env(options.env, options.env_config)
     if env is None and options.engine == "compiled":
         twin = jax_twin(options.env) if isinstance(options.env, str) else None
-        instead = f'its JAX twin is "{twin}"' if twin else "`jaxrl.envs.from_gymnax` and its kin adapt other libraries'"
+        adapters = "`jaxrl.envs.jax_native.from_gymnax` and its kin adapt other libraries'"
+        instead = f'its JAX twin is "{twin}"' if twin else adapters
         raise ConfigError(
             f"engine='compiled': env {options.env!r} is stepped in Python, which no compiled program can hold. It runs "
             "with engine='workers', in-process (num_workers=0) or on Ray actors (num_workers>0); to compile, give a "

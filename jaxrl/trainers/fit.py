@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
-from jaxrl.registry import did_you_mean
+from jaxrl.trainers import stopping
 from jaxrl.trainers.display import Display, open_display
 from jaxrl.trainers.evolution import PopulationBasedTraining
 from jaxrl.trainers.history import History, value_at
 from jaxrl.trainers.interruption import Interruption
 from jaxrl.trainers.population import PopulationHistory, fit_population
-from jaxrl.trainers.results import flatten
-from jaxrl.trainers.stopping import check_stop, criterion_met, env_label
 from jaxrl.types import ConfigError
-
-# Results that do not have these keys from the first iteration on.
-_LATER = ("evaluation/", "custom_metrics/", "policy_reward_", "info/")
 
 
 @overload
@@ -94,13 +89,13 @@ def fit(
                 seeds=1 if seeds is None else seeds,
                 coeffs=coeffs,
                 evolve=evolve,
-                stop=check_stop(stop),
+                stop=stopping.check_stop(stop),
                 display=display,
                 interrupted=lambda: interruption.requested,
             )
         return train_until(
             trainer,
-            check_stop(stop),
+            stopping.check_stop(stop),
             iterations=iterations,
             display=display,
             interrupted=lambda: interruption.requested,
@@ -120,7 +115,7 @@ def train_until(
 
     Args:
         trainer: a Trainer.
-        stop: checked criteria: see `check_stop`.
+        stop: checked criteria: see `stopping.check_stop`.
         iterations: at most so many more; None: no limit.
         display: shows the results.
         interrupted: asked after each iteration; not None: end.
@@ -129,41 +124,27 @@ def train_until(
     Returns:
         The results; `.note` says how it ended.
     """
-    history = History(name=f"{trainer.name} on {env_label(trainer)}")
+    history = History(name=f"{trainer.name} on {stopping.env_label(trainer)}")
     try:
         while iterations is None or len(history) < iterations:
             result = trainer.train()
             history.results.append(result)
             if len(history) == 1:
-                _check_keys(stop, result)
+                stopping.check_keys(stop, result)
             display.update(history)
             if after is not None:
                 after(result)
-            met = criterion_met(stop, result)
+            met = stopping.criterion_met(stop, result)
             if met is not None:
                 history.note = f"Stopped: {met} is {value_at(result, met):g}, at least {stop[met]:g}."
                 break
             if interrupted() is not None:
-                history.note = f"Interrupted after {_iterations(len(history))}."
+                history.note = f"Interrupted after {stopping.iterations(len(history))}."
                 break
     except KeyboardInterrupt:
-        history.note = f"Interrupted within an iteration, after {_iterations(len(history))} in full."
+        history.note = f"Interrupted within an iteration, after {stopping.iterations(len(history))} in full."
     finally:
         display.close(history)
     if history.note:
         display.note(history.note)
     return history
-
-
-def _check_keys(stop: Mapping[str, float], result: Mapping[str, Any]) -> None:
-    known = dict(flatten(result))
-    for key in stop:
-        if key not in known and not key.startswith(_LATER):
-            raise ConfigError(
-                f"stop: results have no {key!r}{did_you_mean(key, known) or '.'} It would never stop there; there are: "
-                f"{', '.join(name for name in known if not name.startswith(('config/', 'hist_stats/')))}"
-            )
-
-
-def _iterations(count: int) -> str:
-    return f"{count} iteration{'s' * (count != 1)}"

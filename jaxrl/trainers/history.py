@@ -33,6 +33,13 @@ _TABLE_KEYS = (
 )
 
 
+def image_tag(figure: Figure, text: str) -> str:
+    """A figure as an HTML image that stands for itself, with `text` in its place where images are not shown."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return f"<img src='data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}' alt='{html.escape(text)}'>"
+
+
 class History(Sequence[Mapping[str, Any]]):
     """The results of a run, oldest first, as `fit` returns them and `History.load` reads them.
 
@@ -190,11 +197,7 @@ class History(Sequence[Mapping[str, Any]]):
             return ""
         image = ""
         if any(math.isfinite(value) for value in self.column("episode_reward_mean")):
-            png = io.BytesIO()
-            self.plot().savefig(png, format="png")
-            image = (
-                f"<img src='data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}' alt='learning curve'>"
-            )
+            image = image_tag(self.plot(), "learning curve")
         cells = self._summary()
         head = "".join(f"<th>{html.escape(title)}</th>" for title, _ in cells)
         body = "".join(f"<td>{html.escape(text)}</td>" for _, text in cells)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -11,6 +12,7 @@ from jaxrl.execution.compiled_engine import CompiledEngine, compiled_engine, lea
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.learner import Learner
+from jaxrl.execution.programs import without_collection
 from jaxrl.policies import Policy
 from jaxrl.rollout import PolicyRecipe, WorkerSet, is_multi_agent
 from jaxrl.rollout.compiled_workers import CompiledWorkers
@@ -55,7 +57,8 @@ def build_parts(cls: Any, options: Any, undo: contextlib.ExitStack) -> Parts:
     jax_env = engines.env_to_compile(options)
     if jax_env is not None:
         try:
-            return _compiled_parts(cls, options, jax_env, undo)
+            with without_collection():
+                return _compiled_parts(cls, options, jax_env, undo)
         except ConfigError as error:
             engines.settle_for_workers(options, error)
     env = setup.probe_env(options)
@@ -83,7 +86,6 @@ def _compiled_parts(cls: Any, options: Any, env: JaxEnv, undo: contextlib.ExitSt
     policies = {pid: recipe.build() for pid, recipe in recipes.items()}
     workers = CompiledWorkers(options, policies)
     context = PlanContext(options, cast("Any", workers), _learners(options, policies))
-    context.sync_weights()
     plan = cls.execution_plan(context)
     try:
         engine = compiled_engine(context, plan, env, workers)
@@ -105,6 +107,11 @@ def _with_ray(options: Any, undo: contextlib.ExitStack) -> tuple[Any, bool]:
 
 def _learners(options: Any, policies: Mapping[PolicyID, Policy]) -> dict[PolicyID, Learner]:
     return {
-        pid: Learner(policy, learner_key(options.seed, i), policy_id=pid, num_devices=options.num_learner_devices)
+        pid: Learner(
+            policy,
+            functools.partial(learner_key, options.seed, i),
+            policy_id=pid,
+            num_devices=options.num_learner_devices,
+        )
         for i, (pid, policy) in enumerate(policies.items())
     }

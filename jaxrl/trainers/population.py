@@ -19,8 +19,8 @@ from jaxrl.execution.population import Population
 from jaxrl.rollout.compiled_workers import EpisodeReturns
 from jaxrl.trainers.display import Display
 from jaxrl.trainers.evolution import PopulationBasedTraining
-from jaxrl.trainers.history import History, value_at
-from jaxrl.trainers.stopping import criterion_met, env_label
+from jaxrl.trainers.history import History, image_tag, value_at
+from jaxrl.trainers.stopping import check_keys, criterion_met, env_label, iterations
 from jaxrl.types import ConfigError, NonFiniteError
 
 if TYPE_CHECKING:
@@ -122,16 +122,16 @@ class PopulationHistory:
         return sorted(rows, key=lambda row: -row["mean"] if math.isfinite(row["mean"]) else math.inf)
 
     def to_pandas(self) -> DataFrame:
-        """A DataFrame of every member's results: its number, seed and coeffs, and the numbers of each iteration."""
-        import pandas
+        """A DataFrame of every member's results: its number, seed and coeffs, and the numbers of each iteration.
 
-        return pandas.DataFrame(
-            [
-                {"member": i, "seed": member.seed, **member.coeffs, **result}
-                for i, member in enumerate(self.members)
-                for result in member.history
-            ]
-        )
+        Raises:
+            JaxrlError: pandas is not installed.
+        """
+        return History(
+            {"member": i, "seed": member.seed, **member.coeffs, **result}
+            for i, member in enumerate(self.members)
+            for result in member.history
+        ).to_pandas()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -155,15 +155,9 @@ class PopulationHistory:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        import base64
-        import io
-
         image = ""
         if any(math.isfinite(member.reward) for member in self.members):
-            png = io.BytesIO()
-            self.plot().savefig(png, format="png")
-            text = base64.b64encode(png.getvalue()).decode()
-            image = f"<img src='data:image/png;base64,{text}' alt='learning curves'>"
+            image = image_tag(self.plot(), "learning curves")
         rows = self.rows()[:20]
         head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
         body = "".join("<tr>" + "".join(f"<td>{_number(v)}</td>" for v in row.values()) + "</tr>" for row in rows)
@@ -177,7 +171,7 @@ class PopulationHistory:
 
 def fit_population(
     trainer: Any,
-    iterations: int,
+    count: int,
     *,
     seeds: int | Sequence[int] = 1,
     coeffs: Mapping[str, Sequence[float]] | None = None,
@@ -190,7 +184,7 @@ def fit_population(
 
     Args:
         trainer: a fresh Trainer with a compiled plan.
-        iterations: at most so many.
+        count: iterations, at most.
         seeds: how many, from the trainer's on, or which.
         coeffs: values to try by coeff; every combination is tried with every seed.
         evolve: population-based training over the members; None: they stay apart.
@@ -211,20 +205,28 @@ def fit_population(
     if evolve is not None:
         evolve = dataclasses.replace(evolve)  # its draws begin anew with every fit
     try:
-        for iteration in range(1, iterations + 1):
+        for iteration in range(1, count + 1):
             due = evolve is not None and iteration > 1 and (iteration - 1) % evolve.interval == 0
             parents = record.evolve(evolve) if evolve is not None and due else None
             result = record.iteration(iteration, parents)
+            if iteration == 1:
+                check_keys(stop, result)
             display.update(history.results)
             met = criterion_met(stop, result)
             if met is not None:
                 history.note = f"Stopped: {met} is {value_at(result, met):g}, at least {stop[met]:g}."
                 break
             if interrupted() is not None:
-                history.note = f"Interrupted after {iteration} iteration{'s' * (iteration != 1)}."
+                history.note = f"Interrupted after {iterations(iteration)}."
                 break
+    except KeyboardInterrupt:
+        history.note = f"Interrupted within an iteration, after {iterations(len(history.results))} in full."
     finally:
         display.close(history.results)
+    if not history.results or not population.is_whole:
+        history.note += " No member could be saved."
+        display.note(history.note)
+        return history
     record.keep_best()
     best = history.best
     now = {
@@ -290,14 +292,15 @@ class _Record:
         for i, column in enumerate(episodes.column // self.width):
             self.recent[column].append((int(episodes.length[i]), float(episodes.reward[i])))
         learned = np.flatnonzero(turns.pulls)
-        metrics = {name: np.asarray(values) for name, values in out.metrics.items()} if len(learned) else {}
+        metrics = {name: np.asarray(values) for name, values in out.metrics.unpack().items()} if len(learned) else {}
         last = {name: values[:, learned[-1]] for name, values in metrics.items()}
         self._check(metrics, learned)
         last |= {f"cur_{name}": values for name, values in population.coeffs().items()}
-        means = []
+        means, lengths = [], []
         for i, member in enumerate(self.history.members):
             played = np.array(self.recent[i]) if self.recent[i] else np.full((1, 2), math.nan)
             means.append(float(played[:, 1].mean()))
+            lengths.append(float(played[:, 0].mean()))
             member.history.results.append(
                 {
                     "training_iteration": number,
@@ -305,11 +308,11 @@ class _Record:
                     "episode_reward_mean": means[-1],
                     "episode_reward_min": float(played[:, 1].min()),
                     "episode_reward_max": float(played[:, 1].max()),
-                    "episode_len_mean": float(played[:, 0].mean()),
+                    "episode_len_mean": lengths[-1],
                     **{name: float(values[i]) for name, values in last.items()},
                 }
             )
-        finite = [mean for mean in means if math.isfinite(mean)] or [math.nan]
+        finite, lengths = ([x for x in values if math.isfinite(x)] or [math.nan] for values in (means, lengths))
         result = {
             "training_iteration": number,
             "timesteps_total": population.sampled * population.size,
@@ -318,11 +321,7 @@ class _Record:
             "episode_reward_mean": float(np.mean(finite)),
             "episode_reward_min": float(np.min(finite)),
             "episode_reward_max": float(np.max(finite)),
-            "episode_len_mean": float(
-                np.nanmean([value_at(m.history[-1], "episode_len_mean") for m in self.history.members])
-            )
-            if math.isfinite(finite[0])
-            else math.nan,
+            "episode_len_mean": float(np.mean(lengths)),
             "env_steps_per_s": rewards.size / seconds,
             "time_total_s": time.perf_counter() - self.began,
             "engine": "compiled",
@@ -358,7 +357,7 @@ class _Record:
     def keep_best(self) -> None:
         """The trainer goes on as the best member, and saves it as an ordinary checkpoint."""
         population, trainer, best = self.population, self.trainer, self.history.best_index
-        adopt_world(trainer.context, trainer.plan, population.engine, population.member(best), population.rounds)
+        adopt_world(trainer.context, trainer.plan, population.engine, population.member(best), population.progress)
         returns = EpisodeReturns(self.width)
         columns = slice(best * self.width, (best + 1) * self.width)
         returns.reward, returns.length = self.returns.reward[columns], self.returns.length[columns]

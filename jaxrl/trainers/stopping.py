@@ -6,9 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jaxrl.registry import did_you_mean
 from jaxrl.trainers.history import value_at
 from jaxrl.trainers.results import flatten
 from jaxrl.types import ConfigError
+
+# Results that do not have these keys from the first iteration on.
+_LATER = ("evaluation/", "custom_metrics/", "policy_reward_", "info/")
 
 
 def check_stop(stop: Mapping[str, Any] | None, where: str = "stop") -> dict[str, float]:
@@ -33,9 +37,29 @@ def check_stop(stop: Mapping[str, Any] | None, where: str = "stop") -> dict[str,
     return checked
 
 
+def check_keys(stop: Mapping[str, float], result: Mapping[str, Any]) -> None:
+    """Checks the criteria against the first result.
+
+    Raises:
+        ConfigError: results have no such key, so that it would never stop there.
+    """
+    known = dict(flatten(result))
+    for key in stop:
+        if key not in known and not key.startswith(_LATER):
+            raise ConfigError(
+                f"stop: results have no {key!r}{did_you_mean(key, known) or '.'} It would never stop there; there are: "
+                f"{', '.join(name for name in known if not name.startswith(('config/', 'hist_stats/')))}"
+            )
+
+
 def criterion_met(stop: Mapping[str, float], result: Mapping[str, Any]) -> str | None:
     """The first criterion that a result meets: its number is at least the one given."""
     return next((key for key, limit in stop.items() if value_at(result, key) >= limit), None)
+
+
+def iterations(count: int) -> str:
+    """So many iterations, in words."""
+    return f"{count} iteration{'s' * (count != 1)}"
 
 
 def env_label(trainer: Any) -> str:

@@ -72,17 +72,18 @@ def test_the_update_is_that_of_the_same_batch_in_process(tmp_path):
         assert engine is not None and engine.rounds == 1
         world = jax.jit(engine.init)(jax.random.key(0), before)
         turns, _ = engine.turns(0, 0, 0)
-        # The program tells the batch that it learns from, as a metric.
+        told = []
         learner = trainer.learners["default_policy"]
         policy = learner.policy
 
         def telling(state, batch):
-            state, out = policy.learn(state, batch)
-            return state, out._replace(metrics={"batch": dict(batch)})
+            jax.debug.callback(told.append, dict(batch))
+            return policy.learn(state, batch)
 
         learner.policy = policy._replace(learn=telling)
-        after, out = jax.jit(engine.plan.run)(world, turns)
-        batch = SampleBatch({name: np.asarray(value)[0] for name, value in out.metrics["batch"].items()})
+        after, _ = jax.jit(engine.plan.run)(world, turns)
+        jax.effects_barrier()
+        batch = SampleBatch({name: np.asarray(value) for name, value in told[0].items()})
     with PPOTrainer(config={**PPO, "env": "CartPole-v1", "engine": "workers"}, results_dir=tmp_path) as trainer:
         learner = trainer.learners["default_policy"]
         assert_equal(jax.tree.map(np.asarray, learner.state.params), jax.tree.map(np.asarray, before.params))
@@ -282,11 +283,14 @@ def test_memory_is_predicted_and_refused_before_anything_runs(monkeypatch, tmp_p
             trainer.train()
         assert trainer.compiled is not None and "init" not in trainer.compiled.costs
     monkeypatch.undo()
+    # What the program is given lies in memory already: asked is for the rest.
     with PPOTrainer(config=PPO, results_dir=tmp_path) as trainer:
-        predicted = trainer.train()["programs"]["iteration"]["memory_bytes"]
-    monkeypatch.setattr(module, "available_bytes", lambda: predicted - 1)
+        total = trainer.train()["programs"]["iteration"]["memory_bytes"]
+        given = trainer.compiled.world_bytes
+    left = iter([10**9, 10**9, total - given - 500])
+    monkeypatch.setattr(module, "available_bytes", lambda: next(left))
     trainer = PPOTrainer(config=PPO, results_dir=tmp_path)
-    with trainer, pytest.raises(ConfigError, match="the program 'iteration' needs"):
+    with trainer, pytest.raises(ConfigError, match="the program 'iteration', beside what it is given, needs"):
         trainer.train()
     assert trainer.context.counters["num_steps_sampled"] == 0
 
