@@ -14,18 +14,24 @@ import pytest
 
 from jaxrl import build_policy, build_trainer, losses
 from jaxrl.algorithms.a2c import A2CTrainer
+from jaxrl.algorithms.ddpg import DDPGTrainer
 from jaxrl.algorithms.dqn import DQNTrainer
 from jaxrl.algorithms.impala import IMPALATrainer
+from jaxrl.algorithms.iqn import IQNTrainer
+from jaxrl.algorithms.pg import PGTrainer
 from jaxrl.algorithms.ppo import PPOPolicy, PPOTrainer
 from jaxrl.algorithms.r2d2 import R2D2Trainer
 from jaxrl.algorithms.sac import SACTrainer
+from jaxrl.algorithms.simple_q import SimpleQTrainer
+from jaxrl.algorithms.td3 import TD3Trainer
 from jaxrl.callbacks import Callbacks
 from jaxrl.data import SampleBatch
 from jaxrl.data.columns import is_tracer
 from jaxrl.execution import compiled_engine
 from jaxrl.execution.compiled_form import CompiledForm
-from jaxrl.execution.iterators import Operator
+from jaxrl.execution.iterators import LocalIterator, Operator
 from jaxrl.execution.metric_ops import StandardMetricsReporting
+from jaxrl.execution.nodes import Source
 from jaxrl.execution.rollout_ops import ConcatBatches, ParallelRollouts
 from jaxrl.execution.train_ops import TrainOneStep
 from jaxrl.types import ConfigError, EnvError, NonFiniteError
@@ -56,6 +62,7 @@ DQN = {
     "model": {"fcnet_hiddens": [8]},
     "hiddens": [8],
 }
+CONTINUOUS = {**DQN, "env": "jax/Pendulum-v1", "hiddens": None, "actor_hiddens": [8], "critic_hiddens": [8]}
 
 
 def params_of(trainer):
@@ -187,8 +194,22 @@ def test_replay_learns_once_the_memory_is_filled(tmp_path):
         (DQNTrainer, {**DQN, "prioritized_replay": True, "n_step": 3, "training_intensity": 16}),
         (DQNTrainer, {**DQN, "training_intensity": 1.5}),
         (DQNTrainer, {**DQN, "training_intensity": 0.25, "rollout_fragment_length": 1}),
-        (SACTrainer, {**DQN, "env": "jax/Pendulum-v1", "hiddens": None, "actor_hiddens": [8], "critic_hiddens": [8]}),
+        (SimpleQTrainer, {**DQN, "hiddens": None}),
+        (IQNTrainer, {**DQN}),
+        (SACTrainer, CONTINUOUS),
+        (DDPGTrainer, CONTINUOUS),
+        (TD3Trainer, {**CONTINUOUS, "target_network_update_freq": None}),
         (A2CTrainer, {**PPO, "rollout_fragment_length": 8, "num_sgd_iter": None, "sgd_minibatch_size": None}),
+        (
+            PGTrainer,
+            {
+                **PPO,
+                "batch_mode": "truncate_episodes",
+                "rollout_fragment_length": 16,
+                "num_sgd_iter": None,
+                "sgd_minibatch_size": None,
+            },
+        ),
         (PPOTrainer, {**PPO, "rollout_fragment_length": 4}),
         (PPOTrainer, {**PPO, "env": "jax/StatelessCartPole", "model": {"use_lstm": True, "max_seq_len": 4}}),
         (PPOTrainer, {**PPO, "env": "jax/Pendulum-v1", "horizon": 20, "normalize_actions": True}),
@@ -229,6 +250,43 @@ def plan_with(*, before=None, after=None):
     return PPOTrainer.with_updates(execution_plan=execution_plan)
 
 
+def numbers():
+    return LocalIterator(Source(Operator("Numbers", lambda n, _: (n + 1, n), init=lambda: 0)))
+
+
+def test_the_plan_shows_what_is_compiled(tmp_path):
+    with PPOTrainer(config=PPO, results_dir=tmp_path) as trainer:
+        assert "CompiledRounds(2) [ParallelRollouts" in str(trainer.plan)
+        for name in ("ConcatBatches", "StandardizeFields", "TrainOneStep"):
+            assert name in str(trainer.plan)
+
+
+def test_each_pull_of_a_memory_draws_anew(tmp_path):
+    """Of several updates in a round each takes rows of its own, and so do those of rounds far apart."""
+    drawn = []
+    with DQNTrainer(config={**DQN, "training_intensity": 2.5}, results_dir=tmp_path) as trainer:
+        trainer.train()
+        engine = trainer.compiled
+        learn = engine.policy.learn
+
+        def telling(state, batch):
+            jax.debug.callback(lambda obs: drawn.append(obs.tobytes()), batch["obs"])
+            return learn(state, batch)
+
+        trainer.learners["default_policy"].policy = engine.policy._replace(learn=telling)
+        (source,) = (node for node in trainer.plan.nodes() if node.name.startswith("CompiledRounds"))
+        turns, _ = engine.turns(100, 800, 0)
+        world = jax.tree.unflatten(jax.tree.structure(engine._shapes), source.state["world"])
+        world = world._replace(train=trainer.learners["default_policy"].state, memory=trainer.context.memory.on_device)
+        # The same memory over and over: only the draws differ.
+        for number in (100, 101, 100 + 2**22):
+            turn = jax.tree.map(lambda x: x[0], turns)._replace(number=np.uint32(number))
+            jax.block_until_ready(jax.jit(engine.plan.one_round)(world, turn))
+        jax.effects_barrier()
+    assert int(turns.pulls[0]) >= 2 and len(drawn) == 3 * int(turns.pulls[0])
+    assert len(set(drawn)) == len(drawn)
+
+
 def test_pure_operators_of_ones_own_are_traced_and_host_only_ones_refused(tmp_path):
     seen = []
 
@@ -242,6 +300,8 @@ def test_pure_operators_of_ones_own_are_traced_and_host_only_ones_refused(tmp_pa
     logged = Operator("LogToDisk", lambda state, item: (state, item), host_only=True)
     with pytest.raises(ConfigError, match=r"'LogToDisk' \(for_each\) works on the host"):
         plan_with(after=logged)(config=PPO)
+    with pytest.raises(ConfigError, match="'Numbers' .*works on the host"):
+        PPOTrainer.with_updates(execution_plan=lambda ctx: StandardMetricsReporting(ctx, numbers()))(config=PPO)
     counting = Operator("Counting", lambda n, item: (n + 1, item), init=lambda: 0)
     with pytest.raises(ConfigError, match="'Counting' keeps a state from one round to the next"):
         plan_with(before=counting)(config=PPO).train()

@@ -13,6 +13,7 @@ import pytest
 
 from jaxrl.algorithms.dqn import DQNTrainer
 from jaxrl.algorithms.ppo import PPOTrainer
+from jaxrl.execution.population import Population
 from jaxrl.trainers.evolution import PopulationBasedTraining
 from jaxrl.types import ConfigError, NonFiniteError
 
@@ -41,7 +42,10 @@ DQN = {
 }
 
 
-@pytest.mark.parametrize(("cls", "config"), [(PPOTrainer, PPO), (DQNTrainer, DQN)])
+@pytest.mark.parametrize(
+    ("cls", "config"),
+    [(PPOTrainer, PPO), (DQNTrainer, DQN), (DQNTrainer, {**DQN, "seed": 4, "training_intensity": 2.5})],
+)
 def test_a_member_is_the_single_run_of_its_seed(tmp_path, cls, config):
     with cls(config=config, results_dir=tmp_path / "all") as trainer:
         population = trainer.fit(2, seeds=3, coeffs={"lr": [1e-2, 1e-3]}, verbose=False)
@@ -91,6 +95,43 @@ def test_results_table_curves_and_the_best_members_checkpoint(tmp_path):
             again.learners["default_policy"].state.params,
             state.params,
         )
+
+
+def test_criteria_end_it_and_wrong_ones_are_named(tmp_path):
+    with PPOTrainer(config=PPO, results_dir=tmp_path) as trainer:
+        population = trainer.fit(9, seeds=2, stop={"timesteps_per_member": 3 * 64}, verbose=False)
+        assert len(population.results) == 3 and population.note.startswith("Stopped: timesteps_per_member is 192")
+    with (
+        PPOTrainer(config=PPO, results_dir=tmp_path) as trainer,
+        pytest.raises(ConfigError, match=r"stop: results have no 'episode_reward_men'.*episode_reward_mean"),
+    ):
+        trainer.fit(9, seeds=2, stop={"episode_reward_men": 100}, verbose=False)
+
+
+def test_an_interruption_within_an_iteration_keeps_what_there_is(tmp_path, monkeypatch):
+    whole = Population.run
+
+    def breaking(self):
+        if self.rounds == 2 * self.engine.rounds:
+            raise KeyboardInterrupt
+        return whole(self)
+
+    monkeypatch.setattr(Population, "run", breaking)
+    with PPOTrainer(config=PPO, results_dir=tmp_path) as trainer:
+        population = trainer.fit(9, seeds=2, verbose=False)
+        assert len(population.results) == 2 and "within an iteration, after 2 iterations in full" in population.note
+        assert trainer.iteration == 2 and population.checkpoint is not None
+
+    def broken(self):
+        if self.rounds == 2 * self.engine.rounds:
+            jax.tree.map(lambda leaf: leaf.delete(), self.world)  # as an iteration gives its world up
+        return breaking(self)
+
+    monkeypatch.setattr(Population, "run", broken)
+    with PPOTrainer(config=PPO, results_dir=tmp_path / "b") as trainer:
+        population = trainer.fit(9, seeds=2, verbose=False)
+        assert len(population.results) == 2 and population.note.endswith("No member could be saved.")
+        assert population.checkpoint is None and trainer.iteration == 0
 
 
 def test_evolution_replaces_the_worst_by_the_best():
