@@ -176,7 +176,7 @@ class CompiledEngine:
         key = jax.random.key(self.ctx.config.seed)
         made = (self.learner.state,) if self.learner.has_state else ()
         with self._on_devices():
-            beginning = Building("init", jax.jit(self.init if made else self.begin), key, *made)
+            beginning = Building("init", jax.jit(self.init if made else self.begin), key, *made, runs_once=True)
             if self._program is None and self.learner.mesh is None:
                 # Compiling leaves Python free: in its time the other program is traced.
                 with futures.ThreadPoolExecutor(1) as pool:

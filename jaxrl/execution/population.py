@@ -85,7 +85,7 @@ class Population:
 
         given = (jnp.asarray(self._seeds), {name: jnp.asarray(values) for name, values in self._coeffs.items()})
         check_memory(jax.eval_shape(members, *given), f"a population of {self.size} members")
-        program, self.costs["init"] = Building("init", jax.jit(members), *given).done()
+        program, self.costs["init"] = Building("init", jax.jit(members), *given, runs_once=True).done()
         self.world = self._placed(program(*given))
 
     def run(self) -> tuple[RoundOutput, Turn]:

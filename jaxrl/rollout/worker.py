@@ -67,7 +67,8 @@ class RolloutWorker:
         self.callbacks = config.callbacks
         self.env = make_worker_env(config, worker_index, num_workers, num_envs) if env is None else env
         self._restarts = 0
-        self.weights: dict[PolicyID, Weights] = {}
+        self._weights: dict[PolicyID, Weights] = {}
+        self._sent: Mapping[PolicyID, Weights] = {}
         self.weights_version = -1
         self._cpu = jax.local_devices(backend="cpu")[0]
         key = jax.random.fold_in(jax.random.key(0 if config.seed is None else config.seed), worker_index)
@@ -132,8 +133,14 @@ class RolloutWorker:
 
     def set_weights(self, version: int, weights: Mapping[PolicyID, Weights]) -> None:
         """Takes new weights; they stand for all fragments from the next one on."""
-        self.weights = {pid: self._placed(w) for pid, w in weights.items()}
-        self.weights_version = version
+        self._weights, self._sent, self.weights_version = {}, weights, version
+
+    @property
+    def weights(self) -> dict[PolicyID, Weights]:
+        """The weights in use, by policy, handed to JAX when they are first needed: some are replaced before that."""
+        if self._sent:
+            self._weights, self._sent = {pid: self._placed(w) for pid, w in self._sent.items()}, {}
+        return self._weights
 
     def _placed(self, weights: Weights) -> Weights:
         leaf = jax.tree.leaves(weights)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +24,10 @@ class ActionComputer:
     def __init__(self, trainer: Any):
         self._trainer = trainer
         self.calls = 0
-        self._key = jax.random.fold_in(jax.random.key(trainer.options.seed), 2**21)
+
+    @functools.cached_property
+    def _key(self) -> Any:
+        return jax.random.fold_in(jax.random.key(self._trainer.options.seed), 2**21)
 
     def initial_state(self, policy_id: PolicyID) -> PyTree:
         """The model state before an episode's first step, `()` for feed-forward models."""

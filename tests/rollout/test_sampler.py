@@ -472,3 +472,17 @@ def test_shared_convolutions_keep_what_acting_computed(shared: bool) -> None:
     kept, again = (policy.postprocess(weights, each, None, jax.random.key(0)) for each in (raw, bare))
     for name in ("vf_preds", "action_dist_inputs", "action_logp", "advantages", "value_targets"):
         np.testing.assert_allclose(np.asarray(kept[name]), np.asarray(again[name]), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_weights_are_handed_to_jax_when_they_are_first_needed(monkeypatch):
+    """Of several versions sent between two fragments, the last one alone."""
+    worker = make_worker()
+    sent = jax.tree.map(np.asarray, worker.weights)
+    placed = []
+    monkeypatch.setattr(worker, "_placed", lambda weights: placed.append(weights) or weights)
+    for version in (5, 6, 7):
+        worker.set_weights(version, sent)
+    assert not placed and worker.weights_version == 7
+    worker.sample()
+    worker.sample()
+    assert len(placed) == len(sent)
