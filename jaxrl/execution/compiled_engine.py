@@ -30,6 +30,8 @@ from jaxrl.types import CheckpointError, ConfigError, NonFiniteError
 # Keys of learners, and those of sampling and replay, are told apart.
 _LEARNER_KEY = 2**20
 _WORLD_KEY = 2**21
+# Fractional numbers of pulls are rounded alike in all runs, whatever their seeds: members of a population share turns.
+FIRST_DRAWS = 0
 _KEY = jax.eval_shape(jax.random.key, 0)
 
 
@@ -320,7 +322,7 @@ class _Rounds:
         self.engine, self.workers = engine, workers
 
     def init(self) -> dict[str, Any]:
-        return {"rounds": 0, "draws": int(self.engine.ctx.config.seed or 0), "filled_from": 0, "world": []}
+        return {"rounds": 0, "draws": FIRST_DRAWS, "filled_from": 0, "world": []}
 
     def __call__(self, state: dict[str, Any], _: Any) -> tuple[dict[str, Any], Any]:
         engine, ctx = self.engine, self.engine.ctx

@@ -185,7 +185,8 @@ class _Lowering:
         self.fragments = 1
 
         def pull(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
-            key = jax.random.fold_in(jax.random.fold_in(world.key, turn.number), turn.step)
+            # No two fragments of a run begin with the same step; operators' keys fold in what is no step below.
+            key = jax.random.fold_in(world.key, turn.step)
             after, fragment, played = rollouts.sample(world.train.weights, world.rollouts, key, turn.step)
             told.played.append(played)
             return world._replace(rollouts=after), [fragment] if node.mode == "round" else fragment

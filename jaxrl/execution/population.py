@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrl.execution.compiled_engine import CompiledEngine, Progress
+from jaxrl.execution.compiled_engine import FIRST_DRAWS, CompiledEngine, Progress
 from jaxrl.execution.compiled_form import Turn, World
 from jaxrl.execution.compiled_plan import RoundOutput
 from jaxrl.execution.device_memory import check_memory
@@ -57,7 +57,7 @@ class Population:
         self.costs: dict[str, Any] = {}
         self._program: Any = None
         self.rounds = self.pulls = 0
-        self.draws = int(engine.ctx.config.seed or 0)
+        self.draws = FIRST_DRAWS
         self.sampled = 0
         self.world: Any = None
 

@@ -52,19 +52,23 @@ def test_a_member_is_the_single_run_of_its_seed(tmp_path, cls, config):
     assert [(m.seed, m.coeffs["lr"]) for m in population.members] == [
         (config["seed"] + i, lr) for lr in (1e-2, 1e-3) for i in range(3)
     ]
-    index = population.best_index
-    member = population.members[index]
-    own = {**config, "seed": member.seed, **member.coeffs}
-    with cls(config=own, results_dir=tmp_path / "one") as single:
-        result = [single.train() for _ in range(2)][-1]
-        # The trainer went on as its best member.
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5),
-            trainer.learners["default_policy"].state.params,
-            single.learners["default_policy"].state.params,
-        )
-        assert result["episode_reward_mean"] == pytest.approx(member.reward)
-        assert trainer.context.counters.save() == single.context.counters.save()
+    best = population.best_index
+    for index in {best, 4}:  # the fifth has another seed than the trainer
+        member = population.members[index]
+        own = {**config, "seed": member.seed, **member.coeffs}
+        with cls(config=own, results_dir=tmp_path / str(index)) as single:
+            result = [single.train() for _ in range(2)][-1]
+            assert result["episode_reward_mean"] == pytest.approx(member.reward)
+            metrics = result["info"]["learner"]["default_policy"]
+            told = {name: member.history[-1][name] for name in metrics}
+            assert told == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+            if index == best:  # the trainer went on as its best member
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=1e-5),
+                    trainer.learners["default_policy"].state.params,
+                    single.learners["default_policy"].state.params,
+                )
+                assert trainer.context.counters.save() == single.context.counters.save()
 
 
 def test_results_table_curves_and_the_best_members_checkpoint(tmp_path):
