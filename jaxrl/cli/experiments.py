@@ -12,7 +12,7 @@ from typing import Any
 from jaxrl import config as config_lib
 from jaxrl.config import option
 from jaxrl.registry import did_you_mean
-from jaxrl.trainers.fit import check_stop
+from jaxrl.trainers.stopping import check_stop
 from jaxrl.types import ConfigError
 
 GRID = "grid_search"

@@ -24,9 +24,9 @@ from jaxrl.cli.runs import (
 )
 from jaxrl.trainers import checkpoint, resources
 from jaxrl.trainers.display import format_line
-from jaxrl.trainers.fit import check_stop
 from jaxrl.trainers.history import value_at
 from jaxrl.trainers.interruption import Interruption
+from jaxrl.trainers.stopping import check_stop
 from jaxrl.types import ConfigError
 
 

@@ -53,9 +53,11 @@ class Learner:
 
     @property
     def _state(self) -> TrainState:
-        if self._made is None:
-            self._made = self._replicated(self.policy.init(self._key() if callable(self._key) else self._key))
-        return self._made
+        state = self._made
+        if state is None:
+            key = self._key() if callable(self._key) else self._key
+            self._made = state = self._replicated(self.policy.init(key))
+        return state
 
     @_state.setter
     def _state(self, state: TrainState) -> None:

@@ -69,10 +69,11 @@ class Building:
         """
         if self._program is None:
             self.compile()
-        used, total, beside = self._program.memory_analysis(), 0, 0
+        program: Any = self._program
+        used, total, beside = program.memory_analysis(), 0, 0
         if used is not None:
             # What it is given is there already.
             beside = int(used.output_size_in_bytes + used.temp_size_in_bytes - used.alias_size_in_bytes)
             total = int(used.argument_size_in_bytes) + beside
         check_memory(beside, f"the program {self.name!r}, beside what it is given,")
-        return self._program, ProgramCost(self._trace_s, self._compile_s, total)
+        return program, ProgramCost(self._trace_s, self._compile_s, total)

@@ -266,7 +266,8 @@ def test_each_pull_of_a_memory_draws_anew(tmp_path):
     drawn = []
     with DQNTrainer(config={**DQN, "training_intensity": 2.5}, results_dir=tmp_path) as trainer:
         trainer.train()
-        engine = trainer.compiled
+        engine, memory = trainer.compiled, trainer.context.memory
+        assert engine is not None and memory is not None
         learn = engine.policy.learn
 
         def telling(state, batch):
@@ -274,10 +275,10 @@ def test_each_pull_of_a_memory_draws_anew(tmp_path):
             return learn(state, batch)
 
         trainer.learners["default_policy"].policy = engine.policy._replace(learn=telling)
-        (source,) = (node for node in trainer.plan.nodes() if node.name.startswith("CompiledRounds"))
+        (source,) = (node for node in trainer.plan.nodes() if isinstance(node, compiled_engine.CompiledRounds))
         turns, _ = engine.turns(100, 800, 0)
         world = jax.tree.unflatten(jax.tree.structure(engine._shapes), source.state["world"])
-        world = world._replace(train=trainer.learners["default_policy"].state, memory=trainer.context.memory.on_device)
+        world = world._replace(train=trainer.learners["default_policy"].state, memory=memory.on_device)
         # The same memory over and over: only the draws differ.
         for number in (100, 101, 100 + 2**22):
             turn = jax.tree.map(lambda x: x[0], turns)._replace(number=np.uint32(number))
@@ -346,6 +347,7 @@ def test_memory_is_predicted_and_refused_before_anything_runs(monkeypatch, tmp_p
     # What the program is given lies in memory already: asked is for the rest.
     with PPOTrainer(config=PPO, results_dir=tmp_path) as trainer:
         total = trainer.train()["programs"]["iteration"]["memory_bytes"]
+        assert trainer.compiled is not None
         given = trainer.compiled.world_bytes
     left = iter([10**9, 10**9, total - given - 500])
     monkeypatch.setattr(module, "available_bytes", lambda: next(left))

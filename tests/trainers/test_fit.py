@@ -13,9 +13,10 @@ from rich.console import Console
 
 from jaxrl.trainers import display as displays
 from jaxrl.trainers.config_table import ConfigTable
-from jaxrl.trainers.fit import check_stop, criterion_met, fit, train_until
+from jaxrl.trainers.fit import fit, train_until
 from jaxrl.trainers.history import History
 from jaxrl.trainers.interruption import Interruption
+from jaxrl.trainers.stopping import check_stop, criterion_met
 from jaxrl.types import ConfigError
 
 
