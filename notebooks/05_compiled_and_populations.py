@@ -217,7 +217,7 @@ plt.show()
 # older ones tell of weights that are gone.
 
 # %%
-from jaxrl.trainers.evolution import PopulationBasedTraining
+from jaxrl import PopulationBasedTraining
 
 bad = {"lr": [3e-5, 1e-4]}
 options = {**compiled, "metrics_smoothing_episodes": 10}
