@@ -177,16 +177,18 @@ class CompiledEngine:
         check_memory(self._world_shapes, "the environments, the replay memory and the learner of this run")
         key = jax.random.key(self.ctx.config.seed)
         made = (self.learner.state,) if self.learner.has_state else ()
-        with self._on_devices():
-            beginning = Building("init", jax.jit(self.init if made else self.begin), key, *made, runs_once=True)
+        with self._on_devices(), futures.ThreadPoolExecutor(1) as pool:
             if self._program is None and self.learner.mesh is None:
-                # Compiling leaves Python free: in its time the other program is traced.
-                with futures.ThreadPoolExecutor(1) as pool:
-                    compiled = pool.submit(beginning.compile)
-                    self._iteration = self._build(self._world_shapes.train, self._rest_shapes, self._turn_shapes)
-                    compiled.result()
-            program, self.costs["init"] = beginning.done()
+                # Compiling leaves Python free: in its time the beginning is traced, compiled and run.
+                self._iteration = self._build(self._world_shapes.train, self._rest_shapes, self._turn_shapes)
+                compiled = pool.submit(self._iteration.compile)
+            else:
+                compiled = None
+            jitted = jax.jit(self.init if made else self.begin)
+            program, self.costs["init"] = Building("init", jitted, key, *made, runs_once=True).done()
             world = program(key, *made)
+            if compiled is not None:
+                compiled.result()
         if not made:
             self.learner.state = world.train
         world = self._placed(world._replace(train=()))
