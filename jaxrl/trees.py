@@ -60,35 +60,6 @@ def concat(trees: Sequence[PyTree], axis: int = 0) -> PyTree:
     return jax.tree.map(lambda *leaves: _backend(leaves).concatenate(leaves, axis=axis), *trees)
 
 
-@jax.tree_util.register_static
-class _Names(tuple):
-    """Names, which a program carries along without looking at them."""
-
-    __slots__ = ()
-
-
-class Scalars(NamedTuple):
-    """Scalars by name as one array, so that a scan stacks one and not one for each.
-
-    Attributes:
-        names: static.
-        values: float32 `[..., M]`.
-    """
-
-    names: Any
-    values: Any
-
-    @staticmethod
-    def pack(scalars: Mapping[str, Any]) -> Scalars:
-        """From arrays of equal shape `[...]`, or numbers."""
-        values = [jnp.asarray(value, jnp.float32) for value in scalars.values()]
-        return Scalars(_Names(scalars), jnp.stack(values, axis=-1) if values else jnp.zeros(0))
-
-    def unpack(self) -> dict[str, Any]:
-        """Arrays `[...]` by name."""
-        return {name: self.values[..., i] for i, name in enumerate(self.names)}
-
-
 def first_nonfinite(tree: PyTree) -> str | None:
     """Path of the first floating leaf that holds NaN or infinity, None if all are finite (reads values: host only)."""
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:

@@ -131,8 +131,9 @@ print(plans["in this process"])
 print(plans["compiled"])
 
 # %% [markdown]
-# Every result says what the programs cost: `init` makes the environments, `iteration` is the plan. Compiled programs
-# are kept on disk, so that the next run with the same options finds them there and `compile_s` shrinks.
+# Every result says what the programs cost: `init` makes the learner and the environments, `iteration` is the plan.
+# Compiled programs are kept on disk, so that the next run with the same options finds them there and `compile_s`
+# shrinks.
 
 # %%
 programs = pd.DataFrame(histories["compiled"][-1]["programs"]).T

@@ -1,4 +1,7 @@
-"""CompiledEngine: runs a plan as one compiled program, an iteration's rounds at a time."""
+"""CompiledEngine: runs a plan as one compiled program, an iteration's rounds at a time.
+
+`compiled_rounds` puts it in the place of a plan's nodes.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +20,14 @@ from jaxrl import trees
 from jaxrl.envs.jax_native import JaxEnv, check_jax_env
 from jaxrl.execution.compiled_form import Turn, World
 from jaxrl.execution.compiled_plan import CompiledPlan, Example, RoundOutput, compile_plan
-from jaxrl.execution.context import AGENT_STEPS_SAMPLED, AGENT_STEPS_TRAINED, STEPS_SAMPLED, STEPS_TRAINED, PlanContext
+from jaxrl.execution.context import PlanContext
 from jaxrl.execution.device_memory import check_memory
 from jaxrl.execution.iterators import LocalIterator
-from jaxrl.execution.nodes import Operator, Source, random_unit
+from jaxrl.execution.nodes import random_unit
 from jaxrl.execution.programs import Building, ProgramCost
 from jaxrl.policies import DATA_AXIS
-from jaxrl.rollout.compiled_rollouts import CompiledRollouts, Played, compiled_rollouts
-from jaxrl.rollout.compiled_workers import CompiledWorkers
-from jaxrl.types import CheckpointError, ConfigError, NonFiniteError
+from jaxrl.rollout.compiled_rollouts import CompiledRollouts, compiled_rollouts
+from jaxrl.types import ConfigError
 
 # Keys of learners, and those of sampling and replay, are told apart.
 _LEARNER_KEY = 2**20
@@ -47,6 +49,7 @@ class CompiledEngine:
         rollouts, plan: the pure parts.
         rounds: rounds of the plan in one call of the program.
         costs: what the programs cost, by name, once they are compiled.
+        shapes: of the world that a run saves: without those of learner and memory.
         world_bytes: bytes of all that one run holds.
 
     Raises:
@@ -76,7 +79,7 @@ class CompiledEngine:
         self._program: Any = None
         self._iteration: Building | None = None
         self._rest_shapes = self._world_shapes._replace(train=())
-        self._shapes = self._rest_shapes._replace(memory=())
+        self.shapes = self._rest_shapes._replace(memory=())
         self.world_bytes = trees.size_bytes(self._world_shapes)
         if ctx.memory is not None:
             ctx.memory.device_shapes = self._world_shapes.memory
@@ -200,7 +203,7 @@ class CompiledEngine:
         """Makes an empty memory for a run that is restored without its contents."""
         memory = self.ctx.memory
         assert memory is not None
-        rest = jax.tree.unflatten(jax.tree.structure(self._shapes), leaves)
+        rest = jax.tree.unflatten(jax.tree.structure(self.shapes), leaves)
         made = jax.jit(self._empty_memory)(self.learner.state, rest.rollouts, rest.key)
         memory.on_device = self._placed(rest._replace(memory=made)).memory
 
@@ -212,7 +215,7 @@ class CompiledEngine:
             turns: see `turns`.
         """
         memory = self.ctx.memory
-        rest = jax.tree.unflatten(jax.tree.structure(self._shapes), leaves)
+        rest = jax.tree.unflatten(jax.tree.structure(self.shapes), leaves)
         if memory is not None:
             rest = rest._replace(memory=memory.on_device)
 
@@ -266,43 +269,6 @@ class CompiledEngine:
         return others._replace(rollouts=rollouts)
 
 
-class Progress(NamedTuple):
-    """How far a run of a compiled plan is.
-
-    Attributes:
-        rounds: rounds behind it.
-        pulls: how often its memory's branch was pulled in them.
-        draws: state of the random number generator that rounds fractional numbers of pulls.
-    """
-
-    rounds: int
-    pulls: int
-    draws: int
-
-
-def adopt_world(ctx: PlanContext, plan: LocalIterator, engine: CompiledEngine, world: World, behind: Progress) -> None:
-    """Makes a plan go on from another world: learner, environments, counters.
-
-    Args:
-        ctx, plan, engine: of the plan that goes on.
-        world: of a member of a population, say.
-        behind: how far that world is.
-    """
-    (source,) = (node for node in plan.nodes() if isinstance(node, CompiledRounds))
-    sampled = behind.rounds * engine.steps_per_round
-    engine.learner.state = world.train
-    leaves = jax.tree.leaves(world._replace(train=(), memory=()))
-    source.state = {**source.state, "rounds": behind.rounds, "draws": behind.draws, "world": leaves}
-    if ctx.memory is not None:
-        ctx.memory.on_device = world.memory
-    for names, count in (
-        ((STEPS_SAMPLED, AGENT_STEPS_SAMPLED), sampled),
-        ((STEPS_TRAINED, AGENT_STEPS_TRAINED), engine.rows_trained(sampled, behind.pulls)),
-    ):
-        for name in names:
-            ctx.counters[name] = count
-
-
 def learner_key(seed: Any, index: int = 0) -> Any:
     """The key of a run's `index`-th learner.
 
@@ -315,96 +281,3 @@ def learner_key(seed: Any, index: int = 0) -> Any:
 
 def _learners_own(key: Any, index: int) -> Any:
     return jax.random.fold_in(key, _LEARNER_KEY + index)
-
-
-class _Rounds:
-    """`apply` and `init` of the operator that stands in the plan for all that is compiled."""
-
-    def __init__(self, engine: CompiledEngine, workers: CompiledWorkers):
-        self.engine, self.workers = engine, workers
-
-    def init(self) -> dict[str, Any]:
-        return {"rounds": 0, "draws": FIRST_DRAWS, "filled_from": 0, "world": []}
-
-    def __call__(self, state: dict[str, Any], _: Any) -> tuple[dict[str, Any], Any]:
-        engine, ctx = self.engine, self.engine.ctx
-        leaves = _checked(state["world"], engine) if state["world"] else engine.start()
-        if ctx.memory is not None and ctx.memory.on_device is None:
-            engine.fill_anew(leaves)
-            state["filled_from"] = state["rounds"]
-        turns, draws = engine.turns(state["rounds"], ctx.counters[STEPS_SAMPLED], state["draws"], state["filled_from"])
-        timer = ctx.timer("compiled")
-        before = engine.learner.state
-        with timer:
-            leaves, out = engine.run(leaves, turns)
-            jax.block_until_ready(out)
-        played = Played(*(np.asarray(x).reshape(-1, engine.rollouts.width) for x in out.played))
-        steps = played.rewards.size
-        timer.push_units_processed(steps)
-        # In place: what was given up must not be found again, whatever goes wrong from here on.
-        state["world"], state["rounds"], state["draws"] = leaves, state["rounds"] + engine.rounds, draws
-        ctx.counters[STEPS_SAMPLED] += steps
-        ctx.counters[AGENT_STEPS_SAMPLED] += steps
-        learned = np.flatnonzero(turns.pulls)
-        if len(learned):
-            trained = engine.rows_trained(steps, int(turns.pulls.sum()))
-            ctx.counters[STEPS_TRAINED] += trained
-            ctx.counters[AGENT_STEPS_TRAINED] += trained
-            self._tell(out, learned, before)
-        self.workers.add(played)
-        return state, None
-
-    def _tell(self, out: RoundOutput, learned: np.ndarray, before: Any) -> None:
-        engine = self.engine
-        values = np.asarray(out.metrics.values)[learned]
-        finite = np.isfinite(values).all(axis=1)
-        shown = values[-1 if finite.all() else int(np.argmin(finite))]
-        try:
-            info = engine.learner.checked(out.metrics._replace(values=shown).unpack())
-        except NonFiniteError:
-            engine.learner.state = before
-            raise
-        engine.ctx.learner_info[engine.policy_id] = info
-
-
-class CompiledRounds(Source):
-    """Stands in a plan for all that is compiled, and shows the names of the nodes that it takes the place of."""
-
-    def __init__(self, engine: CompiledEngine, workers: CompiledWorkers):
-        rounds = _Rounds(engine, workers)
-        super().__init__(Operator(f"CompiledRounds({engine.rounds})", rounds, init=rounds.init, host_only=True))
-        self._detail = ", ".join(engine.plan.names)
-
-    def detail(self) -> str:
-        """The nodes that are compiled, in the order in which they run."""
-        return self._detail
-
-
-def _checked(leaves: list[Any], engine: CompiledEngine) -> list[Any]:
-    """A world's leaves as device arrays, after a look at their shapes where they come from a checkpoint."""
-    shapes = jax.tree.leaves(engine._shapes)
-    if len(leaves) != len(shapes) or any(
-        (tuple(x.shape), x.dtype) != (s.shape, s.dtype) for x, s in zip(leaves, shapes, strict=False)
-    ):
-        raise CheckpointError(
-            "the saved state of the compiled program does not fit: it was made with another environment, policy or "
-            "number of environments."
-        )
-    return jax.tree.map(jnp.asarray, leaves)
-
-
-def compiled_engine(ctx: PlanContext, plan: LocalIterator, env: JaxEnv, workers: CompiledWorkers) -> CompiledEngine:
-    """Puts a compiled program in the place of a plan's sampling and learning.
-
-    Args:
-        ctx: the plan's context.
-        plan: the plan; what its results are made by stays.
-        env: the environment.
-        workers: stands for the workers.
-
-    Raises:
-        ConfigError: the plan, the policy or the options do not compile; says what.
-    """
-    engine = CompiledEngine(ctx, plan, env)
-    engine.plan.tail.inputs = (CompiledRounds(engine, workers),)
-    return engine

@@ -18,8 +18,8 @@ from jaxrl.execution.branches import Select, Union
 from jaxrl.execution.compiled_form import CompiledForm, Trained, Turn, World
 from jaxrl.execution.nodes import ForEach, Node, Operator, Source
 from jaxrl.execution.shards import LocalGather
+from jaxrl.policies.scalars import Scalars
 from jaxrl.rollout.compiled_rollouts import CompiledRollouts, Played
-from jaxrl.trees import Scalars
 from jaxrl.types import Array, ConfigError, PyTree
 
 # What the keys of pulls of the memory's branch fold in, which is no number of a vector step, nor an operator's.

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrl.execution.compiled_engine import FIRST_DRAWS, CompiledEngine, Progress
+from jaxrl.execution.compiled_engine import FIRST_DRAWS, CompiledEngine
 from jaxrl.execution.compiled_form import Turn, World
 from jaxrl.execution.compiled_plan import RoundOutput
+from jaxrl.execution.compiled_rounds import Progress
 from jaxrl.execution.device_memory import check_memory
 from jaxrl.execution.programs import Building
 from jaxrl.types import ConfigError

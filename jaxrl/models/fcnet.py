@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl.models.config import Activation, ModelConfig
-from jaxrl.models.products import Weights, dense_layers
+from jaxrl.models.products import KernelAndBias, dense_layers
 from jaxrl.types import Array
 
 zeros = nn.initializers.zeros
@@ -33,7 +33,7 @@ def hidden_layers(x: Array, layers: Sequence[tuple[int, Activation]], *, layer_n
 
 def _hidden(
     inputs: int, layers: Sequence[tuple[int, Activation]], layer_norm: bool
-) -> tuple[list[Weights], list[Activation]]:
+) -> tuple[list[KernelAndBias], list[Activation]]:
     """Weights and activations of hidden layers."""
     weights = []
     for i, (size, _) in enumerate(layers):
@@ -50,7 +50,7 @@ class DenseWeights(nn.Module):
     size: int
 
     @nn.compact
-    def __call__(self, inputs: int) -> Weights:
+    def __call__(self, inputs: int) -> KernelAndBias:
         """Kernel `[inputs, size]` and bias `[size]`."""
         return self.param("kernel", zeros, (inputs, self.size)), self.param("bias", zeros, (self.size,))
 

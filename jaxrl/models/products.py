@@ -10,12 +10,16 @@ from jax.lax import dot_general, optimization_barrier
 
 from jaxrl.types import Array
 
-# Kernel `[inputs, outputs]` and bias `[outputs]`.
-Weights = tuple[Array, Array]
+# Of a dense layer: kernel `[inputs, outputs]` and bias `[outputs]`.
+KernelAndBias = tuple[Array, Array]
 
 
 def dense_layers(
-    x: Array, weights: Sequence[Weights], activations: Sequence[Callable[[Array], Array]], *, is_head: bool = False
+    x: Array,
+    weights: Sequence[KernelAndBias],
+    activations: Sequence[Callable[[Array], Array]],
+    *,
+    is_head: bool = False,
 ) -> Array:
     """Dense layers one after the other: `activation(x @ kernel + bias)`.
 
@@ -35,12 +39,12 @@ def dense_layers(
         `[..., outputs of the last layer]`.
     """
 
-    def in_rows(x: Array, weights: Sequence[Weights]) -> Array:
+    def in_rows(x: Array, weights: Sequence[KernelAndBias]) -> Array:
         for (kernel, bias), act in zip(weights, activations, strict=True):
             x = act(x @ kernel + bias)
         return x
 
-    def in_columns(x: Array, weights: Sequence[Weights]) -> Array:
+    def in_columns(x: Array, weights: Sequence[KernelAndBias]) -> Array:
         leading = x.shape[:-1]
         x = x.reshape(-1, x.shape[-1]).T
         for (kernel, bias), act in zip(weights, activations, strict=True):
@@ -49,10 +53,11 @@ def dense_layers(
         return (optimization_barrier(x) if is_head else x).T.reshape(*leading, -1)
 
     rows = math.prod(x.shape[:-1])
-    kernels, activity = (sum(map(f, weights)) for f in (lambda w: w[0].size, lambda w: rows * w[0].shape[0]))
+    kernels = sum(kernel.size for kernel, _ in weights)
+    met = rows * sum(kernel.shape[0] for kernel, _ in weights)
     # Rows that are spread over devices would be gathered to be turned.
     alone = jax.default_backend() == "cpu" and jax.sharding.get_abstract_mesh().empty
-    if not (weights and alone and 2 * kernels <= activity):
+    if not (weights and alone and 2 * kernels <= met):
         return in_rows(x, weights)
     layers = jax.custom_jvp(in_rows)
     layers.defjvp(lambda primals, tangents: jax.jvp(in_columns, primals, tangents))

@@ -13,7 +13,7 @@ from jaxrl.data import SampleBatch
 from jaxrl.policies.gradients import GRAD_NORM, Gradients, global_norm
 from jaxrl.policies.permutations import random_permutations
 from jaxrl.policies.policy import TrainState
-from jaxrl.trees import Scalars
+from jaxrl.policies.scalars import Scalars
 from jaxrl.types import Array, LearnOutput, Params
 
 # The mesh axis that the rows of a batch are spread over where several devices learn.

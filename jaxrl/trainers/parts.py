@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 from jaxrl.envs.jax_native import JaxEnv
-from jaxrl.execution.compiled_engine import CompiledEngine, compiled_engine, learner_key
+from jaxrl.execution.compiled_engine import CompiledEngine, learner_key
+from jaxrl.execution.compiled_rounds import compiled_engine
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.learner import Learner

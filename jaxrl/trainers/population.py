@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxrl.execution.compiled_engine import adopt_world
+from jaxrl.execution.compiled_rounds import adopt_world
 from jaxrl.execution.device_memory import check_memory
 from jaxrl.execution.population import Population
 from jaxrl.rollout.compiled_workers import EpisodeReturns

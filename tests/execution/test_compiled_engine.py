@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl import build_policy, build_trainer, losses
+from jaxrl import build_policy, build_trainer
 from jaxrl.algorithms.a2c import A2CTrainer
 from jaxrl.algorithms.ddpg import DDPGTrainer
 from jaxrl.algorithms.dqn import DQNTrainer
 from jaxrl.algorithms.impala import IMPALATrainer
 from jaxrl.algorithms.iqn import IQNTrainer
 from jaxrl.algorithms.pg import PGTrainer
-from jaxrl.algorithms.ppo import PPOPolicy, PPOTrainer
+from jaxrl.algorithms.ppo import PPOTrainer
 from jaxrl.algorithms.r2d2 import R2D2Trainer
 from jaxrl.algorithms.sac import SACTrainer
 from jaxrl.algorithms.simple_q import SimpleQTrainer
@@ -27,8 +27,8 @@ from jaxrl.algorithms.td3 import TD3Trainer
 from jaxrl.callbacks import Callbacks
 from jaxrl.data import SampleBatch
 from jaxrl.data.columns import is_tracer
-from jaxrl.execution import compiled_engine
 from jaxrl.execution.compiled_form import CompiledForm
+from jaxrl.execution.compiled_rounds import CompiledRounds
 from jaxrl.execution.iterators import LocalIterator, Operator
 from jaxrl.execution.metric_ops import StandardMetricsReporting
 from jaxrl.execution.nodes import Source
@@ -250,8 +250,8 @@ def plan_with(*, before=None, after=None):
     return PPOTrainer.with_updates(execution_plan=execution_plan)
 
 
-def numbers():
-    return LocalIterator(Source(Operator("Numbers", lambda n, _: (n + 1, n), init=lambda: 0)))
+def numbers(form=None):
+    return LocalIterator(Source(Operator("Numbers", lambda n, _: (n + 1, n), init=lambda: 0, compiled=form)))
 
 
 def test_the_plan_shows_what_is_compiled(tmp_path):
@@ -275,9 +275,9 @@ def test_each_pull_of_a_memory_draws_anew(tmp_path):
             return learn(state, batch)
 
         trainer.learners["default_policy"].policy = engine.policy._replace(learn=telling)
-        (source,) = (node for node in trainer.plan.nodes() if isinstance(node, compiled_engine.CompiledRounds))
+        (source,) = (node for node in trainer.plan.nodes() if isinstance(node, CompiledRounds))
         turns, _ = engine.turns(100, 800, 0)
-        world = jax.tree.unflatten(jax.tree.structure(engine._shapes), source.state["world"])
+        world = jax.tree.unflatten(jax.tree.structure(engine.shapes), source.state["world"])
         world = world._replace(train=trainer.learners["default_policy"].state, memory=memory.on_device)
         # The same memory over and over: only the draws differ.
         for number in (100, 101, 100 + 2**22):
@@ -303,6 +303,9 @@ def test_pure_operators_of_ones_own_are_traced_and_host_only_ones_refused(tmp_pa
         plan_with(after=logged)(config=PPO)
     with pytest.raises(ConfigError, match="'Numbers' .*works on the host"):
         PPOTrainer.with_updates(execution_plan=lambda ctx: StandardMetricsReporting(ctx, numbers()))(config=PPO)
+    form = CompiledForm(lambda turn, world, n, item, key: (world, n + 1, n), init=lambda: jnp.zeros((), jnp.int32))
+    with pytest.raises(ConfigError, match="'Numbers' gathers no rollouts.*begin it with ParallelRollouts"):
+        PPOTrainer.with_updates(execution_plan=lambda ctx: StandardMetricsReporting(ctx, numbers(form)))(config=PPO)
     counting = Operator("Counting", lambda n, item: (n + 1, item), init=lambda: 0)
     with pytest.raises(ConfigError, match="'Counting' keeps a state from one round to the next"):
         plan_with(before=counting)(config=PPO).train()
@@ -421,5 +424,7 @@ def test_a_policy_of_ones_own_loss_compiles_unchanged(tmp_path):
     cls = build_trainer("Mine", default_policy=build_policy("Mine", loss_fn=loss))
     config = {"env": "jax/CartPole-v1", "num_envs_per_worker": 10, "rollout_fragment_length": 20, "seed": 0}
     with cls(config=config, results_dir=tmp_path) as trainer:
+        before = params_of(trainer)
         assert trainer.train()["engine"] == "compiled"
-    assert compiled_engine.CompiledEngine and losses and PPOPolicy
+        with pytest.raises(AssertionError):
+            assert_equal(before, params_of(trainer))
