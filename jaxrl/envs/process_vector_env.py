@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from multiprocessing.connection import Connection
+from types import CodeType
 from typing import Any
 
 import cloudpickle
@@ -24,6 +26,7 @@ from jaxrl.envs.vector_env import Ended, VectorEnv
 from jaxrl.types import ConfigError, EnvError, UnsupportedSpaceError
 
 _ERRORS = {"ConfigError": ConfigError, "UnsupportedSpaceError": UnsupportedSpaceError}
+_REDUCERS: Any = cloudpickle.CloudPickler.dispatch_table
 _START = "from jaxrl.envs.env_process import main; main()"
 
 
@@ -76,7 +79,7 @@ class ProcessVectorEnv(VectorEnv):
         try:
             for connection, share in zip(self._connections, self._shares, strict=True):
                 arguments = (creator, context, share.start, share.stop - share.start, checks, restart)
-                connection.send_bytes(cloudpickle.dumps(("start", arguments)))
+                connection.send_bytes(_by_value(("start", arguments)))
             spaces = self._receive("creation")
         except BaseException:
             self.close()
@@ -226,6 +229,26 @@ class ProcessVectorEnv(VectorEnv):
             "gone "
             f"(exit code {code}); its own output, if any, is on stderr. Use stepping='sync' to see the error in place"
         )
+
+
+def _by_value(value: Any) -> bytes:
+    """The value as cloudpickle sends it; code keeps the name of its file, which a traceback from the process shows."""
+    buffer = io.BytesIO()
+    _Pickler(buffer).dump(value)
+    return buffer.getvalue()
+
+
+def _reduce_code(code: CodeType) -> tuple[Any, ...]:
+    create, arguments, *_ = _REDUCERS[CodeType](code)
+    return _with_filename, (code.co_filename, create, *arguments)
+
+
+def _with_filename(filename: str, create: Any, *arguments: Any) -> CodeType:
+    return create(*arguments).replace(co_filename=filename)
+
+
+class _Pickler(cloudpickle.CloudPickler):
+    dispatch_table = _REDUCERS.new_child({CodeType: _reduce_code})
 
 
 def _start() -> tuple[subprocess.Popen[bytes], Connection]:
