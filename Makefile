@@ -2,26 +2,39 @@
 PYTHON ?= python3
 JOBS ?= 2
 VENV := .venv
+CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FRESH := .venv-constraints
+INSTALL := python -m pip install --quiet --disable-pip-version-check
 RESULTS := results
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help venv train test test-learning lint format typecheck notebooks check bench bench-peers clean
+.PHONY: help venv constraints train test test-quick test-latest test-learning lint format typecheck notebooks check bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 venv: $(STAMP) ## set up .venv
 
-# The stamp is newer than pyproject.toml as long as what is installed is what it asks for.
-$(STAMP): pyproject.toml
+# The stamp is newer than both as long as what is installed is what they ask for.
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "jaxrl needs Python >= 3.11, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/$(INSTALL) $(addprefix --constraint ,$(CONSTRAINTS)) --upgrade pip
+	$(BIN)/$(INSTALL) $(addprefix --constraint ,$(CONSTRAINTS)) $(addprefix --build-constraint ,$(CONSTRAINTS)) --editable '.[dev]'
 	@touch $@
+
+constraints: ## renew constraints.txt: the newest versions that pyproject.toml allows, as PYTHON takes them
+	rm -rf $(FRESH)
+	$(PYTHON) -m venv $(FRESH)
+	$(FRESH)/bin/$(INSTALL) --upgrade pip
+	# With what the build needs: hatchling, and for an editable install editables.
+	$(FRESH)/bin/$(INSTALL) '.[dev]' hatchling editables
+	$(FRESH)/bin/python -m pip freeze --all --exclude jaxrl --exclude setuptools | LC_ALL=C sort --ignore-case >$(FRESH)/constraints.txt
+	mv $(FRESH)/constraints.txt constraints.txt
+	rm -rf $(FRESH)
 
 train: $(STAMP) ## train PPO on CartPole-v1 until it is solved, with a checkpoint and a learning curve
 	$(BIN)/jaxrl train -f tuned_examples/ppo/cartpole-ppo.yaml --checkpoint-at-end --storage-path $(RESULTS)
@@ -29,6 +42,10 @@ train: $(STAMP) ## train PPO on CartPole-v1 until it is solved, with a checkpoin
 
 test: $(STAMP) ## run the tests (learning runs excepted)
 	$(BIN)/python -m pytest -q -m "not learning" -n $(JOBS) --dist loadfile
+
+test-latest: ## the same with the newest of everything that pyproject.toml allows, in .venv-latest
+	rm -rf .venv-latest
+	$(MAKE) test VENV=.venv-latest CONSTRAINTS=
 
 test-learning: $(STAMP) ## run the learning runs too: each algorithm to its threshold
 	$(BIN)/python -m pytest -q -m learning --timeout 3600
@@ -57,14 +74,14 @@ bench-peers: $(PEERS)/.installed ## set up .venv-peers, the libraries that bench
 
 $(PEERS)/.installed: benchmarks/requirements-peers.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(PEERS)/bin/$(INSTALL) $$(grep '^torch==' $<)
+	$(PEERS)/bin/$(INSTALL) --requirement $<
 	# Its one script that is used runs here too, though the package asks for Python < 3.11 and old libraries.
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python cleanrl==1.2.0
+	$(PEERS)/bin/$(INSTALL) --no-deps --ignore-requires-python cleanrl==1.2.0
 	# rejax wants gymnax before 1.0, and distrax the stable tensorflow-probability, where only the nightly build works.
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps rejax==0.1.3 gymnax==0.0.9 distrax==0.1.9
+	$(PEERS)/bin/$(INSTALL) --no-deps rejax==0.1.3 gymnax==0.0.9 distrax==0.1.9
 	@touch $@
 
 clean: ## remove everything that was made, .venv included
-	rm -rf $(VENV) $(PEERS) $(RESULTS) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-latest $(FRESH) $(PEERS) $(RESULTS) build dist .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

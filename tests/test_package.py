@@ -2,11 +2,15 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import jaxrl
 from jaxrl.dispatch import backends_exist
@@ -99,3 +103,23 @@ def test_asking_for_backends_changes_nothing():
     jax = importlib.import_module("jax")
     jax.devices()
     assert backends_exist(jax.config)
+
+
+def test_the_constraints_hold_versions_alone_and_what_pyproject_asks_for():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert lines == sorted(lines, key=str.upper)
+    pinned = {}
+    for line in lines:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.!]*", line), line  # no addresses, paths, hashes
+        name, version = line.split("==")
+        pinned[canonicalize_name(name)] = version
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [*project["project"]["dependencies"], *project["build-system"]["requires"]]
+    extras = ["dev"]
+    for extra in extras:
+        asked += project["project"]["optional-dependencies"][extra]
+        extras += [more for text in asked for more in Requirement(text).extras if Requirement(text).name == "jaxrl"]
+        asked = [text for text in asked if Requirement(text).name != "jaxrl"]
+    assert len(asked) > 30
+    for requirement in map(Requirement, asked):
+        assert requirement.specifier.contains(pinned[canonicalize_name(requirement.name)]), requirement
