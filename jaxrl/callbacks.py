@@ -19,7 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from jaxrl.types import AgentID, PolicyID
+from jaxrl.tracebacks import raised
+from jaxrl.types import AgentID, CallbackError, PolicyID
 
 
 @dataclass
@@ -88,6 +89,24 @@ class Callbacks(NamedTuple):
     on_postprocess_trajectory: PostprocessHook | None = None
     on_sample_end: SampleHook | None = None
     on_train_result: ResultHook | None = None
+
+
+def named(callbacks: Callbacks | None) -> Callbacks | None:
+    """The same hooks, for jaxrl to call: what one of them raises says which, and the line of the user's."""
+    if callbacks is None:
+        return None
+    hooks: dict[str, Any] = {name: hook for name, hook in callbacks._asdict().items() if hook is not None}
+    return Callbacks(**{name: _named(name, hook) for name, hook in hooks.items()})
+
+
+def _named(name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
+    def call(**kwargs: Any) -> Any:
+        try:
+            return hook(**kwargs)
+        except Exception as error:
+            raise CallbackError(f"callbacks.{name} raised {raised(error)}") from error
+
+    return call
 
 
 _REPLACING = {"on_postprocess_trajectory": "batch", "on_sample_end": "samples"}

@@ -70,6 +70,10 @@ class EnvError(JaxrlError, RuntimeError):
     """An environment broke its contract: wrong shape, dtype, bounds, arity or a non-finite value."""
 
 
+class CallbackError(JaxrlError, RuntimeError):
+    """A hook of the user's raised; the message names it and the line."""
+
+
 class LossError(JaxrlError, ValueError):
     """A loss function broke its contract: unknown column or coeff, non-scalar result, clash of names."""
 

@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "jaxrl"
 FLOORS = {
     "types": 0,
     "dispatch": 0,
+    "tracebacks": 0,
     "data": 1,
     "registry": 1,
     "config": 1,

@@ -34,6 +34,8 @@ def quieten(verbosity: int) -> None:
         warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="ray")
+    if verbosity > 1:
+        os.environ.setdefault("JAXRL_TRACEBACKS", "full")
     level = (logging.ERROR, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(level)
@@ -47,12 +49,13 @@ def quieten(verbosity: int) -> None:
 def reported(verbosity: int = 0) -> Iterator[None]:
     """Turns the errors that jaxrl raises on purpose into one message and an exit code.
 
-    Code 2 is for what the user gave (configuration, checkpoint, path), 1 for what failed while it ran. Other
-    exceptions are faults of jaxrl or of the user's code, and keep their traceback.
+    Code 2 is for what the user gave (configuration, checkpoint, path), 1 for what failed while it ran, the user's code
+    among it. Other exceptions are faults of jaxrl, and keep their traceback.
 
     Args:
         verbosity: with 1 or more, tracebacks are shown.
     """
+    from jaxrl.tracebacks import is_users
     from jaxrl.types import CheckpointError, ConfigError, JaxrlError
 
     try:
@@ -61,6 +64,11 @@ def reported(verbosity: int = 0) -> Iterator[None]:
         user = isinstance(error, (ConfigError, CheckpointError)) or type(error) is JaxrlError
         fail(error, verbosity)
         raise typer.Exit(USAGE if user else FAILURE) from error
+    except Exception as error:
+        if not is_users(error):
+            raise
+        fail(error, verbosity)
+        raise typer.Exit(FAILURE) from error
     except KeyboardInterrupt:
         say("Interrupted.")
         raise typer.Exit(130) from None
@@ -68,9 +76,14 @@ def reported(verbosity: int = 0) -> Iterator[None]:
 
 def fail(error: BaseException, verbosity: int) -> None:
     """Prints an error: one message, or with `verbosity` its traceback."""
+    from jaxrl.tracebacks import is_users, raised
+    from jaxrl.types import JaxrlError
+
     if verbosity:
         traceback.print_exception(error)
-    say(f"Error: {error}" if str(error) else f"Error: {type(error).__name__}")
+    text = str(error) if isinstance(error, JaxrlError) and str(error) else raised(error)
+    more = not verbosity and (is_users(error) or (error.__cause__ is not None and is_users(error.__cause__)))
+    say(f"Error: {text}" + (" [-v shows the traceback]" if more else ""))
 
 
 def say(text: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 
 from jaxrl.envs.rows import leaf_spaces, leaves
+from jaxrl.tracebacks import raised
 from jaxrl.types import EnvError
 
 _OLD_GYM = (
@@ -32,10 +33,7 @@ class EnvPlace(NamedTuple):
 
 def env_failure(where: str, method: str, error: BaseException) -> EnvError:
     """Builds the EnvError for an exception raised by an environment; the caller chains it with `from error`."""
-    return EnvError(
-        f"{where}: {method} raised {type(error).__name__}: {error}; the environment's own traceback is above. "
-        "Fix the environment, or drop the failing case there."
-    )
+    return EnvError(f"{where}: {method} raised {raised(error)}; fix the environment, or drop the failing case there.")
 
 
 def check_reset_result(space: spaces.Space, result: Any, where: str) -> tuple[Any, Any]:

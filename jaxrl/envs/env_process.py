@@ -17,6 +17,7 @@ from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.list_vector_env import ListVectorEnv
 from jaxrl.envs.restarting import Restarter
 from jaxrl.envs.rows import empty_rows, leaves, take_row, unflatten
+from jaxrl.tracebacks import raised
 from jaxrl.types import JaxrlError
 
 
@@ -121,7 +122,7 @@ def main() -> None:
                 _send(connection, (True, result, host.news()))
         except Exception as error:
             kind = type(error).__name__ if isinstance(error, JaxrlError) else ""
-            text = str(error) if kind else f"{type(error).__name__}: {error}"
+            text = str(error) if kind else raised(error)
             news = None if host is None else host.news()
             connection.send((False, (kind, text, traceback.format_exc()), news))
         if method == "close":

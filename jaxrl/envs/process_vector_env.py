@@ -214,9 +214,10 @@ class ProcessVectorEnv(VectorEnv):
         if good:
             return value
         kind, text, trace = value
+        error = _ERRORS.get(kind, EnvError)(text)
         if trace:
-            text = f"{text}\n\nTraceback in the environment's process:\n{trace}"
-        raise _ERRORS.get(kind, EnvError)(text)
+            error.add_note(f"In the environment's process:\n{trace}")
+        raise error
 
     def _dead(self, i: int, method: str) -> EnvError:
         share, process = self._shares[i], self._processes[i]
@@ -226,8 +227,8 @@ class ProcessVectorEnv(VectorEnv):
             code = None
         return EnvError(
             f"{self.place.describe(share.start)}: {method}: the process of envs {share.start} to {share.stop - 1} is "
-            "gone "
-            f"(exit code {code}); its own output, if any, is on stderr. Use stepping='sync' to see the error in place"
+            f"gone (exit code {code}); its own output, if any, is on stderr. Use env_stepping='sync' to see the error "
+            "in place"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.nodes import IterableFactory, Node, Operator, as_operator
 from jaxrl.execution.waiting import Wait
+from jaxrl.tracebacks import raised
 from jaxrl.types import JaxrlError, WorkerError
 
 # Most items in one answer of a shard.
@@ -185,15 +186,12 @@ def replacement(name: str, on_failure: OnFailure | None, failure: ShardFailure) 
     if on_failure is not None:
         return on_failure(failure)
     index, error = failure.shard_index, failure.error
-    if isinstance(error, JaxrlError):
-        raise error  # it says where and what already
     if isinstance(cause := getattr(error, "cause", None), JaxrlError):
         raise cause from error  # raised on an actor, wrapped by Ray
-    what = str(error).strip().splitlines()
-    text = what[-1] if what else ""
+    if isinstance(error, JaxrlError):
+        raise error  # it says where and what already
     raise WorkerError(
-        f"{name}: shard {index} failed: {type(error).__name__}: {text}. Its traceback is above; pass on_failure= to "
-        "replace a failed shard."
+        f"{name}: shard {index} failed: {raised(error)}; pass on_failure= to replace a failed shard."
     ) from error
 
 

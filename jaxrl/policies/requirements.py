@@ -12,6 +12,7 @@ import numpy as np
 from jaxrl.data import SampleBatch
 from jaxrl.policies.policy import TrainState
 from jaxrl.policies.targets import followed
+from jaxrl.tracebacks import is_tracing_error, raised
 from jaxrl.types import LearnOutput, LossError, Params, PyTree
 
 # Columns that replay buffers make, of rows that pass through one.
@@ -93,7 +94,12 @@ def call_loss(loss_fn: Any, params: Params, batch: SampleBatch, ctx: Any) -> tup
         LossError: the loss is no scalar, or a metric is none.
     """
     where = f"loss function {getattr(loss_fn, '__name__', None) or getattr(loss_fn, 'name', type(loss_fn).__name__)!r}"
-    result = loss_fn(params, batch, ctx)
+    try:
+        result = loss_fn(params, batch, ctx)
+    except Exception as error:
+        if not is_tracing_error(error):
+            raise
+        raise LossError(f"{where}: {raised(error)}") from error
     loss, out = result if isinstance(result, tuple) and len(result) == 2 else (result, LearnOutput())
     if isinstance(out, Mapping):
         out = LearnOutput(metrics=out)

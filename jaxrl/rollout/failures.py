@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from jaxrl.tracebacks import place_of
 from jaxrl.types import WorkerError
 
 logger = logging.getLogger("jaxrl.workers")
@@ -60,8 +61,7 @@ class FailureBudget:
         if reason is not None:
             name = worker if isinstance(worker, str) else f"rollout worker {worker}"
             raise WorkerError(
-                f"{name} failed, and {reason}: {describe(error)}. Its traceback is above; mend "
-                "the cause, or raise the limit."
+                f"{name} failed, and {reason}: {describe(error)}. Mend the cause, or raise the limit."
             ) from error
         self.restarts += 1
         self.worker_restarts += isinstance(worker, int)
@@ -71,6 +71,7 @@ class FailureBudget:
 def describe(error: BaseException) -> str:
     """An error in one line; of one that Ray brought, what was raised on the actor."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if any("ray::" in line for line in lines):
-        return lines[-1]  # after the remote traceback; it begins with the type
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    if not any("ray::" in line for line in lines):
+        return f"{type(error).__name__}: {lines[0] if lines else ''}"
+    text, place = lines[-1], place_of(error)  # after the remote traceback; it begins with the type
+    return text if place is None or str(place) in text else f"{text} (at {place})"

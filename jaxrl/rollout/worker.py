@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl.callbacks import named
 from jaxrl.data import MultiAgentBatch, SampleBatch
 from jaxrl.envs import EnvContext, MultiAgentRunner, make_environments
 from jaxrl.execution.shards import Shard
@@ -64,7 +65,7 @@ class RolloutWorker:
     ):
         self.config, self.worker_index, self.num_workers = config, worker_index, num_workers
         self.policies = {pid: p if isinstance(p, Policy) else p.build() for pid, p in policies.items()}
-        self.callbacks = config.callbacks
+        self.callbacks = named(config.callbacks)
         self.env = make_worker_env(config, worker_index, num_workers, num_envs) if env is None else env
         self._restarts = 0
         self._weights: dict[PolicyID, Weights] = {}

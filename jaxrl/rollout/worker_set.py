@@ -223,10 +223,10 @@ class WorkerSet:
             self.config.recreate_failed_workers or self.config.ignore_worker_failures
         ):
             cause = getattr(error, "cause", None)
-            if isinstance(error, JaxrlError):
-                raise error
             if isinstance(cause, JaxrlError):
                 raise cause from error
+            if isinstance(error, JaxrlError):
+                raise error
             raise WorkerError(f"rollout worker {place.index} failed: {describe(error)}.") from error
         if not self.config.recreate_failed_workers:
             return self._leave_out(place, error)

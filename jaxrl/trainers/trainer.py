@@ -14,10 +14,12 @@ from ray import tune
 
 from jaxrl import config as config_lib
 from jaxrl import registry
+from jaxrl.callbacks import named
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.policies import Policy, PolicyFactory
 from jaxrl.rollout import WorkerSet
+from jaxrl.tracebacks import users_frames
 from jaxrl.trainers import checkpoint, compilation, evaluation, resources, setup
 from jaxrl.trainers.config import CommonConfig
 from jaxrl.trainers.inference import ActionComputer
@@ -82,7 +84,7 @@ class Trainer(tune.Trainable):
         compilation.enable_compile_cache(self.options.compile_cache)
         self._stopped = False
         self._evaluation_workers: WorkerSet | None = None
-        with contextlib.ExitStack() as undo:  # what a failure below has to end
+        with users_frames(), contextlib.ExitStack() as undo:  # what a failure below has to end
             parts = build_parts(type(self), self.options, undo)
             undo.pop_all()
         self.options, self.recipes, self.policies, self.multi_agent = parts[:4]
@@ -109,6 +111,10 @@ class Trainer(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One iteration; `train()` calls it."""
+        with users_frames():
+            return self._iterate()
+
+    def _iterate(self) -> dict[str, Any]:
         started, compiled = time.perf_counter(), compilation.compile_seconds()
         sampled = self.context.counters["num_steps_sampled"]
         result = dict(next(self.plan))
@@ -122,8 +128,9 @@ class Trainer(tune.Trainable):
         interval = self.options.evaluation_interval
         if interval is not None and (self._iteration + 1) % interval == 0:
             result["evaluation"] = self.evaluate()
-        if self.options.callbacks is not None and self.options.callbacks.on_train_result is not None:
-            self.options.callbacks.on_train_result(trainer=self, result=result)
+        callbacks = named(self.options.callbacks)
+        if callbacks is not None and callbacks.on_train_result is not None:
+            callbacks.on_train_result(trainer=self, result=result)
         return result
 
     def log_result(self, result: dict[str, Any]) -> None:
@@ -168,7 +175,8 @@ class Trainer(tune.Trainable):
         Returns:
             Episode statistics under the same keys as training results.
         """
-        return evaluation.evaluate(self)
+        with users_frames():
+            return evaluation.evaluate(self)
 
     def compute_action(
         self,
@@ -372,5 +380,7 @@ class Trainer(tune.Trainable):
         self.stop()
 
     def __repr__(self) -> str:
+        if "policies" not in vars(self):  # a constructor that fails: Ray prints its actor then
+            return f"{type(self).__name__}(not built)"
         env = self.options.env if isinstance(self.options.env, str) else type(self.options.env).__name__
         return f"{type(self).__name__}(env={env!r}, iteration={self._iteration}, policies={sorted(self.policies)})"
