@@ -71,7 +71,7 @@ class EnvError(JaxrlError, RuntimeError):
 
 
 class CallbackError(JaxrlError, RuntimeError):
-    """A hook of the user's raised; the message names it and the line."""
+    """A hook of the user's raised, or wrote what cannot be reported; the message names it, and the line."""
 
 
 class LossError(JaxrlError, ValueError):

@@ -1,7 +1,7 @@
 """Environments: contexts, creation, the sampler's vector view, multi-agent environments, examples and probes."""
 
 from jaxrl.envs.atari import AtariOptions, DeepMindAtari
-from jaxrl.envs.checks import EnvPlace, check_fragment
+from jaxrl.envs.checks import EnvPlace, check_finals, check_fragment, check_rows, step_at
 from jaxrl.envs.creation import (
     EnvCreator,
     env_name,
@@ -45,7 +45,9 @@ __all__ = [
     "ResumeWarning",
     "VectorEnv",
     "agent_space",
+    "check_finals",
     "check_fragment",
+    "check_rows",
     "empty_rows",
     "env_name",
     "find_jax_env",
@@ -59,4 +61,5 @@ __all__ = [
     "register_built_in",
     "restore_runners",
     "stacked_frames",
+    "step_at",
 ]

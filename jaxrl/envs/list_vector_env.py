@@ -9,7 +9,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from jaxrl.envs.checks import EnvPlace, check_reset_result, check_step_result, env_failure
+from jaxrl.envs.checks import (
+    FLAGS,
+    NUMBERS,
+    EnvPlace,
+    check_reset_result,
+    check_reset_types,
+    check_step_result,
+    check_step_types,
+    env_failure,
+    has_step_types,
+)
+from jaxrl.envs.fitting import MisfitError, exact_dtype
+from jaxrl.envs.leaves import is_array_space, leaf_spaces, leaves
 from jaxrl.envs.replay_log import ReplayLog
 from jaxrl.envs.restarting import Restarter
 from jaxrl.envs.resume import load_env, save_env, warn_fresh
@@ -17,8 +29,6 @@ from jaxrl.envs.rows import (
     action_splitter,
     copy_rows,
     empty_rows,
-    is_array_space,
-    leaves,
     row_copier,
     row_writer,
     take_row,
@@ -26,8 +36,9 @@ from jaxrl.envs.rows import (
 from jaxrl.envs.vector_env import RESET_FAILED, STEP_FAILED, Ended, VectorEnv
 from jaxrl.types import EnvError
 
-# Vector steps checked in full; afterwards only what is nearly free, and `check_fragment` once per fragment.
+# Vector steps in which numbers are looked at too: an environment that is wrong from the start says so at once.
 _CHECKED_STEPS = 16
+_NO_STEP: Any = (None, 0.0, False, False, {})
 
 
 class ListVectorEnv(VectorEnv):
@@ -36,7 +47,8 @@ class ListVectorEnv(VectorEnv):
     Args:
         envs: environments of equal spaces.
         place: names them in errors.
-        checks: check the first resets and steps in full.
+        checks: look at the numbers of the first resets and steps; later ones are the caller's to look at, once a
+            fragment (`check_fragment`).
         restarters: one for each environment, which then is created anew when it fails.
 
     Raises:
@@ -77,8 +89,10 @@ class ListVectorEnv(VectorEnv):
         self._write = row_writer(self.observation_space)
         self._copy = row_copier(self.observation_space)
         self._split = action_splitter(self.action_space)
-        self._shape = self.observation_space.shape
-        self._simple = is_array_space(self.observation_space) and bool(self._shape)
+        # Of arrays of this form a step may be written as it is; `_write` looks at all others.
+        self._shape, self._dtype = self.observation_space.shape, None
+        if is_array_space(self.observation_space):
+            self._dtype = exact_dtype(leaf_spaces(self.observation_space)[0])
         self._steps_to_check = _CHECKED_STEPS if checks else 0
         self._resets_to_check = [2 if checks else 0] * self.num_envs
         self._log = ReplayLog([getattr(env, "unwrapped", env) for env in self._envs], self.action_space)
@@ -93,7 +107,7 @@ class ListVectorEnv(VectorEnv):
         self._log.compact()
         rows = empty_rows(self.observation_space, self.num_envs)
         for b in range(self.num_envs):
-            self._write(rows, b, self._reset_env(b, None if seeds is None else int(seeds[b])))
+            self._reset_env(b, rows, None if seeds is None else int(seeds[b]))
         self._rows = rows
         self._rewards = np.zeros(self.num_envs)
         return rows
@@ -108,39 +122,52 @@ class ListVectorEnv(VectorEnv):
         active: np.ndarray | None = None,
     ) -> Ended:
         """See `VectorEnv.step`."""
-        if active is not None or self._steps_to_check or not self._simple:
+        if active is not None or self._steps_to_check:
             return self._step_general(actions, obs_out, rewards_out, terminateds_out, truncateds_out, active)
         ended: Ended = []
-        infos, shape, b = self.infos, self._shape, 0
+        infos, shape, dtype, b = self.infos, self._shape, self._dtype, 0
+        array, usual, numbers, result = np.ndarray, float, NUMBERS, _NO_STEP
         parts = self._split(actions)
         self._log.steps.append(actions)
         terminateds_out.fill(False)
         truncateds_out.fill(False)
         try:
             for b, step in enumerate(self._step_functions):
-                obs, rewards_out[b], terminated, truncated, infos[b] = step(parts[b])
-                if obs.shape != shape:
-                    raise EnvError(f"{self._where(b)}: step: expected obs of shape {shape}, got {obs.shape}")
-                if terminated or truncated:
-                    terminateds_out[b] = terminated
-                    truncateds_out[b] = truncated
-                    ended.append((b, self._copy(obs)))
-                    obs = self._reset_env(b)
-                obs_out[b] = obs
+                result = step(parts[b])
+                obs, reward, terminated, truncated, info = result
+                if (
+                    (reward.__class__ is not usual and reward.__class__ not in numbers)
+                    or info.__class__ is not dict
+                    or result.__class__ is not tuple
+                ):
+                    check_step_types(result, self._where(b))
+                rewards_out[b] = reward
+                infos[b] = info
+                if terminated is not False or truncated is not False:
+                    if terminated.__class__ not in FLAGS or truncated.__class__ not in FLAGS:
+                        check_step_types(result, self._where(b))
+                    if terminated or truncated:
+                        self._note_end(b, result, terminateds_out, truncateds_out, ended)
+                        continue
+                if obs.__class__ is array and obs.dtype is dtype and obs.shape == shape:
+                    obs_out[b] = obs
+                else:
+                    self._write(obs_out, b, obs)
         except EnvError:
             raise
         except Exception as error:
-            raise env_failure(self._where(b), "step", error) from error
+            check_step_types(result, self._where(b))  # what cannot be taken apart is no tuple of five
+            raise self._blame(b, "step", error) from error
+        self._renew(ended, obs_out, rewards_out)
         self._rows, self._rewards = obs_out, rewards_out
         return ended
 
     def truncate(self, b: int, obs_out: Any) -> Any:
         """See `VectorEnv.truncate`."""
         final = take_row(self.observation_space, self._rows, b)
-        first = self._reset_env(b)
-        self._write(obs_out, b, first)
+        self._reset_env(b, obs_out)
         if obs_out is not self._rows:
-            self._write(self._rows, b, first)
+            self._write(self._rows, b, take_row(self.observation_space, obs_out, b))
         return final
 
     def observations(self) -> Any:
@@ -193,7 +220,7 @@ class ListVectorEnv(VectorEnv):
             if reason:
                 reasons[b] = reason
                 self._rewards[b] = 0.0
-                self._write(self._rows, b, self._reset_env(b))
+                self._reset_env(b, self._rows)
                 continue
             self._rewards[b] = entries[b]["reward"]
             for column, leaf in zip(columns, entries[b]["obs"], strict=True):
@@ -220,7 +247,7 @@ class ListVectorEnv(VectorEnv):
         truncateds_out: np.ndarray,
         active: np.ndarray | None,
     ) -> Ended:
-        """Steps with Dict/Tuple/scalar observations, with some environments left out, or with full checks."""
+        """Steps with some environments left out, or with full checks."""
         ended: Ended = []
         parts = self._split(actions)
         if active is not None:
@@ -236,25 +263,41 @@ class ListVectorEnv(VectorEnv):
                     continue
                 result = step(parts[b])
                 if self._steps_to_check:
-                    result = check_step_result(self.observation_space, result, self._where(b))
-                    self._simple = self._simple and isinstance(result[0], np.ndarray)
+                    check_step_result(self.observation_space, result, self._where(b))
+                elif not has_step_types(result):
+                    check_step_types(result, self._where(b))
                 obs, rewards_out[b], terminated, truncated, self.infos[b] = result
-                terminateds_out[b] = terminated
-                truncateds_out[b] = truncated
+                terminateds_out[b] = truncateds_out[b] = False
                 if terminated or truncated:
-                    ended.append((b, self._copy(obs)))
-                    obs = self._reset_env(b)
-                self._write(obs_out, b, obs)
+                    self._note_end(b, result, terminateds_out, truncateds_out, ended)
+                else:
+                    self._write(obs_out, b, obs)
         except EnvError:
             raise
         except Exception as error:
-            raise env_failure(self._where(b), "step", error) from error
+            raise self._blame(b, "step", error) from error
+        self._renew(ended, obs_out, rewards_out)
         if self._steps_to_check:
             self._steps_to_check -= 1
         # A skipped environment's last reward stays the one that it gave.
         self._rewards = rewards_out if active is None else np.where(active, rewards_out, self._rewards)
         self._rows = obs_out
         return ended
+
+    def _note_end(
+        self, b: int, result: Any, terminateds_out: np.ndarray, truncateds_out: np.ndarray, ended: Ended
+    ) -> None:
+        """Environment b's episode has ended."""
+        obs, _, terminateds_out[b], truncateds_out[b], info = result
+        self.infos[b] = info.copy()  # its reset may write into the same one
+        ended.append((b, self._copy(obs)))
+
+    def _renew(self, ended: Ended, obs_out: Any, rewards_out: np.ndarray) -> None:
+        """Resets the environments whose episode has ended."""
+        for b, _ in ended:
+            if self.before_reset is not None and STEP_FAILED not in self.infos[b]:
+                self.before_reset(b, float(rewards_out[b]))
+            self._reset_env(b, obs_out)
 
     def _try_step(self, b: int, action: Any) -> tuple[Any, ...]:
         """A step of an environment that is created anew when it fails: the reset that follows an end does it."""
@@ -267,7 +310,8 @@ class ListVectorEnv(VectorEnv):
         self._restarters[b].in_a_row = 0
         return result
 
-    def _reset_env(self, b: int, seed: int | None = None) -> Any:
+    def _reset_env(self, b: int, obs_out: Any, seed: int | None = None) -> None:
+        """Resets environment b, and writes its first observation."""
         log, where, failed = self._log, self.place.describe(b), False
         if self._restarters is not None:
             before = functools.partial(self._before_reset, b)
@@ -283,11 +327,25 @@ class ListVectorEnv(VectorEnv):
         if self._resets_to_check[b]:
             self._resets_to_check[b] -= 1
             check_reset_result(self.observation_space, result, where)
+        else:
+            check_reset_types(result, where)
         log.after_reset(b)
         obs, self.reset_infos[b] = result
         if failed:
             self.reset_infos[b] = {**self.reset_infos[b], RESET_FAILED: True}
-        return obs
+        try:
+            self._write(obs_out, b, obs)
+        except Exception as error:
+            raise self._blame(b, "reset", error) from error
+
+    def _blame(self, b: int, method: str, error: Exception) -> EnvError:
+        """The EnvError for what was raised while environment b was stepped or reset, or what it gave was written."""
+        where = self.place.describe(b) if method == "reset" else self._where(b)
+        return (
+            EnvError(f"{where}: {method}: {error}")
+            if isinstance(error, MisfitError)
+            else env_failure(where, method, error)
+        )
 
     def _before_reset(self, b: int, env: Any, seed: int | None) -> None:
         if env is not self._envs[b]:

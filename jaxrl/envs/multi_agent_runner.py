@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
-from jaxrl.envs.checks import EnvPlace, check_observation, check_reward, env_failure
+from jaxrl.envs.checks import NUMBERS, EnvPlace, check_flag, check_observation, check_reward, env_failure, short
+from jaxrl.envs.fitting import MisfitError
+from jaxrl.envs.leaves import leaf_spaces, leaves, unflatten
 from jaxrl.envs.multi_agent import AgentDict, agent_space
 from jaxrl.envs.replay_log import MAX_REPLAY_STEPS, random_state
 from jaxrl.envs.restarting import Restarter
@@ -20,8 +22,8 @@ from jaxrl.envs.resume import (
     set_random_state,
     warn_fresh,
 )
-from jaxrl.envs.rows import action_copier, action_splitter, leaf_spaces, leaves, row_copier, unflatten
-from jaxrl.types import AgentID, EnvError
+from jaxrl.envs.rows import action_copier, action_splitter, row_copier
+from jaxrl.types import AgentID, ConfigError, EnvError
 
 _CHECKED_STEPS = 16
 _ALL = "__all__"
@@ -29,6 +31,8 @@ _ALL = "__all__"
 
 class MultiAgentStep(NamedTuple):
     """What a step brought: dicts by agent, flags without `"__all__"`, which `terminated` and `truncated` are.
+
+    Observations are copies, in the dtypes of rows: an environment may write into its own again.
 
     Where it `failed`, the environment's step raised: there was none, and the next reset creates the environment anew.
     """
@@ -50,7 +54,7 @@ class MultiAgentRunner:
         env: the environment.
         place: names it in errors.
         vector_index: its number within the worker.
-        checks: check observations in full in the first steps.
+        checks: look at bounds in the first steps; later ones are the caller's to look at, once a fragment.
         restarter: the environment is created anew when it fails; None: its error is raised.
 
     Attributes:
@@ -74,7 +78,7 @@ class MultiAgentRunner:
         self.env = env
         self.place = place
         self.vector_index = vector_index
-        self.possible_agents: list[AgentID] = list(env.possible_agents)
+        self.possible_agents: list[AgentID] = _agents_of(env)
         self.observation_spaces = {agent: agent_space(env, "observation", agent) for agent in self.possible_agents}
         self.action_spaces = {agent: agent_space(env, "action", agent) for agent in self.possible_agents}
         self.active: list[AgentID] = []
@@ -82,9 +86,10 @@ class MultiAgentRunner:
         self.infos: AgentDict = {}
         self._restarter = restarter
         self._known = frozenset(self.possible_agents)
-        self._copiers = {agent: row_copier(space) for agent, space in self.observation_spaces.items()}
+        self._copiers = {
+            agent: row_copier(space, f"obs of agent {agent!r}") for agent, space in self.observation_spaces.items()
+        }
         self._action_copiers = {agent: action_copier(space) for agent, space in self.action_spaces.items()}
-        self._obs_leaves = {agent: leaf_spaces(space) for agent, space in self.observation_spaces.items()}
         self._ended: dict[AgentID, int] = {}
         self._over = True
         self._steps_to_check = _CHECKED_STEPS if checks else 0
@@ -115,11 +120,11 @@ class MultiAgentRunner:
             except Exception as error:
                 raise env_failure(where, "reset", error) from error
         if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, dict) for part in result)):
-            raise EnvError(f"{where}: reset: expected (obs dict, infos dict), got {type(result).__name__}")
+            raise EnvError(f"{where}: reset: expected (obs dict, infos dict), got {short(result)}")
         obs, self.infos = result
         if not obs:
             raise EnvError(f"{where}: reset: expected an observation of at least one agent, got an empty dict")
-        self._check_obs(obs, f"{where}: reset", first=True)
+        obs = self._copied(obs, f"{where}: reset", {})
         self._log, self._count, self._rewards, self._ended = [], 0, {}, {}
         self._over = False
         self.obs = obs
@@ -157,19 +162,22 @@ class MultiAgentRunner:
         if self._restarter is not None:
             self._restarter.in_a_row = 0
         if not (isinstance(result, tuple) and len(result) == 5 and all(isinstance(part, dict) for part in result)):
-            count = f"{len(result)} values" if isinstance(result, tuple | list) else type(result).__name__
+            got = f"{len(result)} values" if isinstance(result, tuple) and len(result) != 5 else short(result)
             raise EnvError(
-                f"{where}: step: expected five dicts (obs, rewards, terminateds, truncateds, infos), got {count}"
+                f"{where}: step: expected five dicts (obs, rewards, terminateds, truncateds, infos), got {got}"
             )
         obs, rewards, terminateds, truncateds, infos = result
         for name, flags in (("terminateds", terminateds), ("truncateds", truncateds)):
             if _ALL not in flags:
                 raise EnvError(f"{where}: step: expected {name}['__all__'], got keys {list(flags)}")
-        self._check_obs(obs, f"{where}: step", first=False)
+            for agent, flag in flags.items():
+                check_flag(flag, f"{where}: step: expected {name}[{agent!r}]")
+        obs = self._copied(obs, f"{where}: step", terminateds)
         for agent, reward in rewards.items():
             if agent not in self._known or agent in self._ended:
                 raise EnvError(f"{where}: rewards: {self._unexpected(agent, 'a reward')}")
-            check_reward(reward, f"{where}: reward of agent {agent!r}")
+            if reward.__class__ not in NUMBERS or not math.isfinite(reward):
+                check_reward(reward, f"{where}: reward of agent {agent!r}")
         ends_now = [
             agent
             for flags in (terminateds, truncateds)
@@ -341,23 +349,25 @@ class MultiAgentRunner:
             for i, leaf in enumerate(leaf_spaces(space))
         ]
 
-    def _check_obs(self, obs: AgentDict, where: str, *, first: bool) -> None:
+    def _copied(self, obs: AgentDict, where: str, terminateds: AgentDict) -> AgentDict:
+        """The observations as rows take them; those that follow a terminal state need not be finite."""
+        copies, over = {}, terminateds.get(_ALL, False)
         for agent, value in obs.items():
-            if agent not in self._known or (agent in self._ended and not first):
+            if agent not in self._known or (agent in self._ended and terminateds):
                 raise EnvError(f"{where}: obs: {self._unexpected(agent, 'an observation')}")
-            if self._steps_to_check or not self._sound(agent, value):
-                check_observation(self.observation_spaces[agent], value, where, f"obs of agent {agent!r}")
+            try:
+                copies[agent] = self._copiers[agent](value)
+            except MisfitError as error:
+                raise EnvError(f"{where}: {error}") from None
+            finite = not (over or terminateds.get(agent, False))
+            if self._steps_to_check or (finite and not self._finite(agent, copies[agent])):
+                name = f"obs of agent {agent!r}"
+                check_observation(self.observation_spaces[agent], value, where, name, finite=finite)
+        return copies
 
-    def _sound(self, agent: AgentID, obs: Any) -> bool:
-        """A quick look at shapes and finiteness; where it fails, the full check finds out and says what is wrong."""
-        try:
-            flat = leaves(self.observation_spaces[agent], obs)
-            return all(
-                np.shape(value) == leaf.shape and (leaf.dtype.kind != "f" or math.isfinite(np.sum(value)))
-                for value, leaf in zip(flat, self._obs_leaves[agent], strict=True)
-            )
-        except (TypeError, KeyError, ValueError):
-            return False
+    def _finite(self, agent: AgentID, obs: Any) -> bool:
+        """A quick look; where it fails, the full check finds out and says what is wrong."""
+        return all(x.dtype.kind != "f" or math.isfinite(x.sum()) for x in leaves(self.observation_spaces[agent], obs))
 
     def _unexpected(self, agent: AgentID, what: str) -> str:
         if agent in self._ended:
@@ -371,6 +381,22 @@ class MultiAgentRunner:
     def _why_not(self, actions: AgentDict) -> str:
         late = [agent for agent in actions if agent in self._ended]
         return f"; agent {late[0]!r} ended at episode step {self._ended[late[0]]}" if late else ""
+
+
+def _agents_of(env: Any) -> list[AgentID]:
+    """The agents of an environment.
+
+    Raises:
+        ConfigError: it names none.
+    """
+    given = getattr(env, "possible_agents", None)
+    agents = [] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if not agents or _ALL in agents or len(set(agents)) != len(agents):
+        raise ConfigError(
+            f"{type(env).__name__}: expected possible_agents to list every agent that may ever appear, each once, got "
+            f"{short(given)}; set it in the class or the constructor, e.g. possible_agents = ['left', 'right']"
+        )
+    return agents
 
 
 def restore_runners(runners: Sequence[MultiAgentRunner], states: Sequence[dict[str, Any] | None]) -> list[bool]:

@@ -9,10 +9,12 @@ import numpy as np
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from jaxrl.envs.checks import EnvPlace, check_observation, env_failure
+from jaxrl.envs.checks import EnvPlace, check_observation, check_reset_types, check_vector_step, env_failure
+from jaxrl.envs.fitting import MisfitError, fitter
+from jaxrl.envs.leaves import leaf_spaces, leaves, unflatten
 from jaxrl.envs.replay_log import random_state
 from jaxrl.envs.resume import set_random_state, warn_fresh
-from jaxrl.envs.rows import copy_rows, empty_rows, leaf_spaces, leaves, take_row, unflatten
+from jaxrl.envs.rows import copy_rows, empty_rows, row_copier, take_row
 from jaxrl.envs.vector_env import Ended, VectorEnv
 from jaxrl.types import EnvError
 
@@ -29,7 +31,7 @@ class NativeVectorEnv(VectorEnv):
     Args:
         env: the vector env.
         place: names its environments in errors.
-        checks: check the first reset and steps in full.
+        checks: look at the numbers of the first reset and steps (see `ListVectorEnv`).
 
     Raises:
         EnvError: `env.metadata["autoreset_mode"]` is missing or unknown.
@@ -51,6 +53,8 @@ class NativeVectorEnv(VectorEnv):
         self.num_restarts = 0
         self._rows = empty_rows(self.observation_space, self.num_envs)
         self._ended = np.zeros(self.num_envs, np.bool_)
+        self._fit = fitter(self.observation_space, batch=self.num_envs)
+        self._copy = row_copier(self.observation_space)
         self._to_check = _CHECKED_STEPS if checks else 0
         self._closed = False
 
@@ -85,31 +89,34 @@ class NativeVectorEnv(VectorEnv):
                 f"{self.num_envs}: a "
                 "native vector env cannot leave some out; use stepping='sync'"
             )
+        where = f"{self.place.env_id} (worker {self.place.worker_index})"
         try:
-            obs, rewards, terminateds, truncateds, infos = self.env.step(self._cast(actions))
+            result = self.env.step(self._cast(actions))
         except Exception as error:
-            raise env_failure(f"{self.place.env_id} (worker {self.place.worker_index})", "step", error) from error
+            raise env_failure(where, "step", error) from error
+        obs, rewards, terminateds, truncateds, infos = check_vector_step(result, self.num_envs, where)
         rewards_out[:], terminateds_out[:], truncateds_out[:] = rewards, terminateds, truncateds
         over = np.logical_or(terminateds_out, truncateds_out)
         self.infos = split_infos(infos, self.num_envs)
         ended: Ended = []
+        if self._mode is AutoresetMode.SAME_STEP:
+            if over.any():
+                ended = [(int(b), self._final(infos, int(b))) for b in np.flatnonzero(over)]
+                self._take_final_infos(infos, over)
+            self._put(obs_out, obs, "step")
+        else:
+            ended = self._put_final(obs_out, obs, terminateds_out, over)
         if self._mode is AutoresetMode.NEXT_STEP:
             self.filler_mask = self._ended
             for b in np.flatnonzero(self._ended):
                 self.reset_infos[b] = self.infos[b]
             self._ended = over
-        if over.any() and self._mode is not AutoresetMode.SAME_STEP:
-            self._put(obs_out, obs, "step")
-            ended = [(int(b), take_row(self.observation_space, obs_out, int(b))) for b in np.flatnonzero(over)]
-        elif over.any():
-            ended = [(int(b), self._final(infos, int(b))) for b in np.flatnonzero(over)]
-            self._take_final_infos(infos, over)
-        if self._mode is AutoresetMode.DISABLED and over.any():
+        elif self._mode is AutoresetMode.DISABLED and over.any():
             obs, infos = self._reset(options={"reset_mask": over.copy()})
             for b, info in enumerate(split_infos(infos, self.num_envs)):
                 if over[b]:
                     self.reset_infos[b] = info
-        self._put(obs_out, obs, "step")
+            self._put(obs_out, obs, "reset")
         self._rows = obs_out
         return ended
 
@@ -124,8 +131,9 @@ class NativeVectorEnv(VectorEnv):
             mask[b] = True
             obs, infos = self._reset(options={"reset_mask": mask})
             self.reset_infos[b] = split_infos(infos, self.num_envs)[b]
+            flat = self._fitted(obs, "reset")
             for rows in (obs_out, self._rows):
-                for column, leaf in zip(*self._leaves(rows, obs), strict=True):
+                for column, leaf in zip(leaves(self.observation_space, rows), flat, strict=True):
                     column[b] = leaf[b]
         elif isinstance(base, CartPoleVectorEnv):
             base.prev_done[b] = True  # its next step resets b, and is b's filler row
@@ -206,10 +214,13 @@ class NativeVectorEnv(VectorEnv):
             self.env.close()
 
     def _reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+        where = f"{self.place.env_id} (worker {self.place.worker_index})"
         try:
-            return self.env.reset(**arguments)
+            result = self.env.reset(**arguments)
         except Exception as error:
-            raise env_failure(f"{self.place.env_id} (worker {self.place.worker_index})", "reset", error) from error
+            raise env_failure(where, "reset", error) from error
+        check_reset_types(result, where)
+        return result
 
     def _cast(self, actions: Any) -> Any:
         parts = leaf_spaces(self.action_space)
@@ -218,24 +229,32 @@ class NativeVectorEnv(VectorEnv):
         flat = [np.array(column, leaf.space.dtype) for column, leaf in zip(columns, parts, strict=True)]
         return unflatten(self.action_space, flat)
 
-    def _put(self, rows: Any, obs: Any, method: str) -> None:
-        """Copies a batch of observations into rows; checks the first ones in full, shapes always."""
+    def _put(self, rows: Any, obs: Any, method: str, terminated: np.ndarray | None = None) -> None:
+        """Copies a batch of observations into rows; those that follow a terminal state need not be finite."""
+        flat = self._fitted(obs, method)
         if self._to_check:
             self._to_check -= 1
             for b in range(self.num_envs):
-                one = unflatten(
-                    self.observation_space, [np.asarray(leaf)[b] for leaf in leaves(self.observation_space, obs)]
-                )
-                check_observation(self.observation_space, one, f"{self.place.describe(b)}: {method}")
-        for column, leaf in zip(*self._leaves(rows, obs), strict=True):
-            if np.shape(leaf) != column.shape:
-                raise EnvError(
-                    f"{self.place.env_id}: {method}: expected obs of shape {column.shape}, got {np.shape(leaf)}"
-                )
+                one = unflatten(self.observation_space, [leaf[b] for leaf in flat])
+                where = f"{self.place.describe(b)}: {method}"
+                finite = terminated is None or not terminated[b]
+                check_observation(self.observation_space, one, where, finite=finite)
+        for column, leaf in zip(leaves(self.observation_space, rows), flat, strict=True):
             column[...] = leaf
 
-    def _leaves(self, rows: Any, obs: Any) -> tuple[list[Any], list[Any]]:
-        return leaves(self.observation_space, rows), leaves(self.observation_space, obs)
+    def _put_final(self, rows: Any, obs: Any, terminated: np.ndarray, over: np.ndarray) -> Ended:
+        """`_put` where ended environments are not reset yet; their rows are acted on once more, and not counted."""
+        self._put(rows, obs, "step", terminated)
+        for column in leaves(self.observation_space, rows) if terminated.any() else ():
+            if column.dtype.kind == "f":
+                column[terminated] = np.where(np.isfinite(column[terminated]), column[terminated], 0.0)
+        return [(int(b), take_row(self.observation_space, rows, int(b))) for b in np.flatnonzero(over)]
+
+    def _fitted(self, obs: Any, method: str) -> list[np.ndarray]:
+        try:
+            return self._fit(obs)
+        except MisfitError as error:
+            raise EnvError(f"{self.place.env_id} (worker {self.place.worker_index}): {method}: {error}") from None
 
     def _final(self, infos: dict[str, Any], b: int) -> Any:
         """Environment b's final observation: gymnasium keeps an object array of them, ale-py one batch for all."""
@@ -245,20 +264,13 @@ class NativeVectorEnv(VectorEnv):
                 f"{self.place.describe(b)}: step: expected infos['final_obs'] at the end of an episode (SAME_STEP "
                 f"autoreset), got infos with keys {sorted(infos)}"
             )
-        if isinstance(final, dict | tuple):
-            batch = leaves(self.observation_space, final)
-            return unflatten(
-                self.observation_space,
-                [
-                    np.array(c[b], leaf.dtype)
-                    for c, leaf in zip(batch, leaf_spaces(self.observation_space), strict=True)
-                ],
-            )
-        one = leaves(self.observation_space, final[b])
-        return unflatten(
-            self.observation_space,
-            [np.array(c, leaf.dtype) for c, leaf in zip(one, leaf_spaces(self.observation_space), strict=True)],
-        )
+        try:
+            if isinstance(final, dict | tuple):
+                columns = leaves(self.observation_space, final)
+                return self._copy(unflatten(self.observation_space, [column[b] for column in columns]))
+            return self._copy(final[b])
+        except (MisfitError, LookupError, TypeError, ValueError) as error:
+            raise EnvError(f"{self.place.describe(b)}: step: infos['final_obs']: {error}") from error
 
     def _take_final_infos(self, infos: dict[str, Any], over: np.ndarray) -> None:
         finals = split_infos(infos.get("final_info", {}), self.num_envs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -50,6 +51,8 @@ class VectorEnv(abc.ABC):
         reset_infos: `reset_infos[b]` is the info of environment b's last reset; see `EPISODE_CONTINUES`.
         envs: the environments, or None where they are not Python objects of this process.
         num_restarts: how often one of them failed and was created anew.
+        before_reset: called as `(b, reward)` within `step` where environment b's episode has ended, before its reset
+            and with `infos[b]` as it will be; None, or environments that are no Python objects of this process: not.
     """
 
     num_envs: int
@@ -63,6 +66,7 @@ class VectorEnv(abc.ABC):
     reset_infos: list[dict[str, Any]]
     envs: list[gym.Env] | None
     num_restarts: int
+    before_reset: Callable[[int, float], None] | None = None
 
     @abc.abstractmethod
     def reset(self, seeds: list[int] | None = None) -> Any:

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl.envs import EnvPlace, check_fragment, empty_rows
+from jaxrl.envs import EnvPlace, check_finals, check_rows, empty_rows
 from jaxrl.policies import Policy
 from jaxrl.rollout.acting import LeanAct, fold_in
 from jaxrl.rollout.actions import clip_rewards
+from jaxrl.rollout.ends import final_rows
 from jaxrl.rollout.filters import Filter
 from jaxrl.rollout.perturbation import make_perturbation
-from jaxrl.types import FINAL_PAD, ActInputs, AgentID, PyTree, Weights
+from jaxrl.types import ActInputs, AgentID, EnvError, PyTree, Weights
 
 
 class Slot(NamedTuple):
@@ -113,9 +114,8 @@ class AgentRows:
         _set(self.obs, b, obs)
         self.active[b] = True
         if first:
-            self.starting[b], self.t[b], self.eps_id[b] = True, 0, eps_id
-            _set(self.prev_actions, b, 0)
-            self.prev_rewards[b] = 0.0
+            self.starting[b], self.eps_id[b] = True, eps_id
+            self._begin(b)
 
     def perturbed(self, weights: Weights, key: Any, salt: Any) -> Weights:
         """The weights that the next fragment is acted in with: perturbed where the exploration does that."""
@@ -173,9 +173,13 @@ class AgentRows:
             i: the row.
             b: the column.
             terminated, truncated: whether the agent ended.
-            final_obs: its final observation if it ended (None: it got none, its last one stands in), else None.
+            final_obs: its final observation if it ended, else None. Without one, a transition that was cut leads
+                nowhere and is left out; one that was terminated needs none.
             clip: rule of `clip_rewards`.
         """
+        if truncated and not terminated and final_obs is None:
+            self.break_off(b)
+            return
         pending, columns = self._pending, self._columns
         pending["terminateds"][b], pending["truncateds"][b] = terminated, truncated and not terminated
         jax.tree.map(lambda into, x: into.__setitem__((i, b), x[b]), columns, pending)
@@ -187,8 +191,21 @@ class AgentRows:
             final = jax.tree.map(lambda x: x[b].copy(), pending["obs"]) if final_obs is None else final_obs
             self._finals.append((i, b, final))
 
+    def cut(self, b: int, eps_id: int) -> None:
+        """A soft horizon cut the episode of column `b`: another one begins where the environment stands.
+
+        A recurrent policy's state goes on, and `t` with it: `t == 0` resets the state.
+        """
+        self.eps_id[b] = eps_id
+        if not self._recurrent:
+            self._begin(b)
+
+    def _begin(self, b: int) -> None:
+        self.t[b], self.prev_rewards[b] = 0, 0.0
+        _set(self.prev_actions, b, 0)
+
     def break_off(self, b: int) -> None:
-        """The environment of column `b` failed: the agent's open transition is none.
+        """The agent's open transition in column `b` is none: its environment failed, or cut it before it led anywhere.
 
         The row before it, where this fragment holds it, becomes a truncation, whose successor is what the agent acted
         on last.
@@ -229,7 +246,7 @@ class AgentRows:
         self._check(raw_obs, columns["rewards"], mask, place)
         last = jax.tree.map(lambda p, o: np.where(_like(self.open, p), p, o), self._pending["obs"], self.obs)
         columns["obs"], columns["last_obs"] = self._filtered(raw_obs), self._filtered(last)
-        columns["final_obs"], columns["final_index"] = self._final_rows(steps)
+        columns["final_obs"], columns["final_index"] = self._final_rows(steps, place)
         columns["rewards"] = clip_rewards(columns["rewards"], clip)
         columns["mask"] = mask
         columns["t"][~mask] = -1  # t == 0 resets a model's state, which an absent agent keeps
@@ -254,26 +271,40 @@ class AgentRows:
         return columns
 
     def _check(self, obs: PyTree, rewards: np.ndarray, mask: np.ndarray, place: EnvPlace) -> None:
-        for b, slot in enumerate(self.slots):
-            on = mask[:, b]
-            if on.any():
-                rows = jax.tree.map(lambda x, b=b, on=on: x[on, b][:, None], obs)
-                who = EnvPlace(f"{place.env_id}, agent {slot.agent_id!r}", place.worker_index, slot.env_index)
-                check_fragment(self.policy.spec.obs_space, rows, rewards[on, b][:, None], who)
+        """Looks at all numbers of the fragment's rows at once."""
+        t, b = np.nonzero(mask)
+
+        def where(n: int) -> str:
+            return self._at(int(t[n]), int(b[n]), place)
+
+        check_rows(self.policy.spec.obs_space, jax.tree.map(lambda x: x[mask], obs), where)
+        sums = rewards[mask]
+        with np.errstate(over="ignore"):
+            bad = np.flatnonzero(~np.isfinite(sums.astype(np.float32)))
+        if len(bad):
+            raise EnvError(
+                f"{where(bad[0])}: reward: expected the sum of rewards since the agent acted to be a finite number of "
+                f"32 bits, got {sums[bad[0]]}"
+            )
+
+    def _at(self, t: int, b: int, place: EnvPlace) -> str:
+        slot, step = self.slots[b], int(self._columns["t"][t, b])
+        who = place._replace(env_id=f"{place.env_id}, agent {slot.agent_id!r}")
+        return f"{who.describe(slot.env_index)}: row {t} of the fragment (the agent's step {step})"
 
     def _filtered(self, obs: PyTree) -> PyTree:
         return obs if self.filter.identity else self.filter.apply(self.filter_state, obs)
 
-    def _final_rows(self, steps: int) -> tuple[PyTree, np.ndarray]:
-        slots, ended = final_slots(self._final_slots, len(self._finals), steps, len(self.slots)), len(self._finals)
-        self._final_slots = slots
-        rows = empty_rows(self.policy.spec.obs_space, slots)
-        index = np.full((slots, 2), FINAL_PAD, np.int32)
-        index[:, 1] = 0
-        for k, (i, b, obs) in enumerate(self._finals):
-            _set(rows, k, obs)
-            index[k] = i, b
-        return (self._filtered(rows) if ended else rows), index
+    def _final_rows(self, steps: int, place: EnvPlace) -> tuple[PyTree, np.ndarray]:
+        space, ended = self.policy.spec.obs_space, self._finals
+        terminated = np.array([self._columns["terminateds"][i, b] for i, b, _ in ended], bool)
+
+        def settled(stacked: PyTree) -> PyTree:
+            at = lambda k: self._at(ended[k][0], ended[k][1], place)  # noqa: E731
+            return self._filtered(check_finals(space, stacked, terminated, at))
+
+        slots = self._final_slots = final_slots(self._final_slots, len(ended), steps, len(self.slots))
+        return final_rows(ended, empty_rows(space, slots), slots, settled)
 
     def _host_state(self) -> PyTree:
         return jax.tree.map(np.asarray, self.carry[0])

@@ -56,7 +56,17 @@ class RolloutConfig:
         choices=("auto", "sync", "async", "native"),
     )
     horizon: int | None = option(None, "Cut episodes after this many steps, as truncations.", low=1)
-    soft_horizon: bool = option(False, "At the horizon the episode ends without resetting the environment.")
+    soft_horizon: bool = option(
+        False,
+        "At the horizon the episode ends and another begins, without resetting the environment or a recurrent model's "
+        "state.",
+    )
+    max_whole_episode_steps: int | None = option(
+        1_000_000,
+        "Where whole episodes are sampled (evaluation, complete_episodes): one that has not ended after so many steps "
+        "is an error, with a warning at a tenth of them; None: never. See horizon.",
+        low=1,
+    )
     clip_rewards: bool | float | tuple[float, float] | None = option(
         None,
         "Rewards that learning sees: True: their sign; a number c: clipped to [-c, c]; (low, high); False: as they "
@@ -66,12 +76,17 @@ class RolloutConfig:
     normalize_actions: bool = option(False, "Policies act in [-1, 1], mapped to the bounds of the Box action space.")
     observation_filter: str = option(
         "NoFilter",
-        "NoFilter, or MeanStdFilter: observations to mean 0 and deviation 1.",
+        "NoFilter, or MeanStdFilter: observations to mean 0 and deviation 1, clipped to 10 deviations.",
         choices=("NoFilter", "MeanStdFilter"),
     )
     synchronize_filters: bool = option(True, "Merge the workers' filter statistics after each iteration.")
     callbacks: Callbacks | None = option(None, "Functions called at every hook of sampling and training.")
-    seed: int | None = option(None, "Makes the run repeatable; None: drawn once, shown in results and checkpoints.")
+    seed: int | None = option(
+        None,
+        "Makes the run repeatable; None: drawn once, shown in results and checkpoints.",
+        low=0,
+        high=2**63 - 1,
+    )
     recreate_failed_workers: bool = option(
         True, "A worker on an actor that dies, hangs or raises is replaced by a fresh one; else the run ends."
     )

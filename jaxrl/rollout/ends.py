@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from jaxrl.envs import EPISODE_CONTINUES, RESET_FAILED, STEP_FAILED, EnvPlace, VectorEnv
 from jaxrl.rollout.fragment import FragmentRows
 from jaxrl.types import FINAL_PAD, EnvError, PyTree
+
+logger = logging.getLogger("jaxrl.workers")
 
 # In a fragment of whole episodes so many of one environment in a row may be broken off by its failures: else it would
 # never be complete.
@@ -31,6 +34,7 @@ class FragmentEnds:
         going_on: (t, b) of the ends that are for learning alone: the game goes on.
         failed: (t, b) of the rows in which an environment's step raised. They are no transitions.
         broken_off: (t, b) of the rows with which a game was broken off by a failure; it has no result.
+        soft: (t, b) of the cuts after which a recurrent model's state goes on.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -39,6 +43,7 @@ class FragmentEnds:
         self.going_on: set[Place] = set()
         self.failed: set[Place] = set()
         self.broken_off: set[Place] = set()
+        self.soft: set[Place] = set()
 
     def look(self, i: int, env_ended: list[tuple[int, Any]]) -> list[int]:
         """Sees what kind of end each of the environments that ended in row `i` came to; returns those that failed."""
@@ -121,11 +126,12 @@ class FragmentEnds:
             column[:steps] *= valid
         kept = max(1, int(valid.sum(axis=0).max()))
         rows.starts[kept] = rows.starts[steps]
+        rows.cuts[kept] = rows.cuts[kept : steps + 1].any(axis=0)
         return valid[:kept], order, finals
 
 
 def final_rows(
-    finals: list[Final], empty: PyTree, slots: int, filtered: Callable[[PyTree], PyTree]
+    finals: list[Final], empty: PyTree, slots: int, settled: Callable[[PyTree], PyTree]
 ) -> tuple[PyTree, np.ndarray]:
     """The columns `final_obs [slots, ...]` and `final_index [slots, 2]` of a fragment.
 
@@ -133,7 +139,7 @@ def final_rows(
         finals: the final observations, no more than `slots`.
         empty: rows of zeros `[slots, ...]`.
         slots: K.
-        filtered: the observation filter.
+        settled: what is done to them, stacked: checked and filtered.
     """
     index = np.full((slots, 2), FINAL_PAD, np.int32)
     index[:, 1] = 0
@@ -147,7 +153,7 @@ def final_rows(
         return into
 
     stacked = jax.tree.map(lambda *x: np.stack(x), *(final for _, _, final in finals))
-    return jax.tree.map(put, empty, filtered(stacked)), index
+    return jax.tree.map(put, empty, settled(stacked)), index
 
 
 class WholeEpisodes:
@@ -157,14 +163,17 @@ class WholeEpisodes:
         steps: the share of each environment.
         place: names the environments in errors.
         num_envs: B.
+        limit: steps after which an episode that has not ended is an error; None: never.
 
     Attributes:
         active: bool `[B]`; a new array whenever it changes.
     """
 
-    def __init__(self, steps: int, place: EnvPlace, num_envs: int) -> None:
+    def __init__(self, steps: int, place: EnvPlace, num_envs: int, limit: int | None = None) -> None:
         self.active = np.ones(num_envs, bool)
-        self._steps, self._place = steps, place
+        self._steps, self._place, self._limit = steps, place, limit
+        self._warned = False
+        self._until_look = _steps_to(limit)
         self._whole = np.zeros(num_envs, np.int64)
         self._under_way = np.zeros(num_envs, np.int64)
         self._broken_off = np.zeros(num_envs, np.int64)
@@ -183,9 +192,12 @@ class WholeEpisodes:
             failed: those among them whose step raised.
 
         Raises:
-            EnvError: an environment fails in each of its episodes.
+            EnvError: an environment fails in each of its episodes, or goes on beyond the limit without an end.
         """
         self._under_way += moved
+        self._until_look -= 1
+        if not self._until_look:
+            self._look_for_endless()
         if not ended:
             return
         active = self.active.copy()
@@ -204,3 +216,25 @@ class WholeEpisodes:
                 active[b] = active[b] and self._whole[b] < self._steps
             self._under_way[b] = 0
         self.active = active
+
+    def _look_for_endless(self) -> None:
+        """Warns of an episode that is very long already; raises where one is beyond the limit."""
+        b = int(self._under_way.argmax())
+        steps, limit = int(self._under_way[b]), self._limit
+        self._until_look = _steps_to(limit)
+        if limit is None or steps < limit // 10:
+            return
+        where = f"{self._place.describe(b, steps)}: its episode has not ended after {steps} steps, and whole ones are"
+        if steps >= limit:
+            raise EnvError(
+                f"{where} sampled (evaluation, or batch_mode='complete_episodes'); set `horizon` to cut episodes, let "
+                f"the environment end or truncate them, or raise `max_whole_episode_steps`, which is {limit}."
+            )
+        if not self._warned:
+            self._warned = True
+            logger.warning("%s waited for; `horizon` cuts episodes. An error comes after %d steps", where, limit)
+
+
+def _steps_to(limit: int | None) -> int:
+    # Looked at now and then: an episode of `limit` steps is found within a hundredth of it.
+    return -1 if limit is None else max(1, limit // 100)

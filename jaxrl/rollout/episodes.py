@@ -23,7 +23,8 @@ class FragmentIndex(NamedTuple):
 class EpisodeTracker:
     """Which episode each environment is in, how long it is and what it has earned, carried from fragment to fragment.
 
-    Where an end is one for learning alone (a lost life), the record of the whole game comes at its true end.
+    Where an end is one for learning alone (a lost life), the record of the whole game comes at its true end. Where an
+    episode is cut and a recurrent model's state goes on (`soft_horizon`), `t` goes on too: `t == 0` resets the state.
 
     Args:
         num_envs: B.
@@ -36,6 +37,7 @@ class EpisodeTracker:
         self._count = 0
         self.eps_id = np.zeros(num_envs, np.int64)
         self.length = np.zeros(num_envs, np.int64)
+        self.before_cut = np.zeros(num_envs, np.int64)
         self.reward = np.zeros(num_envs, np.float64)
         self.earlier_length = np.zeros(num_envs, np.int64)
         self.earlier_reward = np.zeros(num_envs, np.float64)
@@ -46,15 +48,17 @@ class EpisodeTracker:
         self._count += 1
         return number
 
-    def index(self, starts: np.ndarray) -> FragmentIndex:
+    def index(self, starts: np.ndarray, cuts: np.ndarray | None = None) -> FragmentIndex:
         """Numbers the rows of a fragment.
 
         Args:
             starts: bool `[T + 1, B]`, True where an episode starts with the row (row T: the next fragment's first).
+            cuts: likewise, where one starts and `t` goes on; None: nowhere.
         """
         steps, width = starts.shape[0] - 1, starts.shape[1]
-        if not starts.any():
-            t = np.arange(steps)[:, None] + self.length
+        new = starts if cuts is None else starts | cuts
+        if not new.any():
+            t = np.arange(steps)[:, None] + self.length + self.before_cut
             return FragmentIndex(
                 t.astype(np.int32), np.broadcast_to(self.eps_id.astype(np.int32), (steps, width)).copy()
             )
@@ -62,10 +66,10 @@ class EpisodeTracker:
         rows = np.arange(steps + 1)[:, None]
         begin = np.where(starts, rows, np.iinfo(np.int64).min)
         ids = np.full((steps + 1, width), -1, np.int64)
-        for i, b in np.argwhere(starts):
+        for i, b in np.argwhere(new):
             ids[i, b] = self.next_id()
-        begin[0] = np.where(starts[0], 0, -self.length)
-        ids[0] = np.where(starts[0], ids[0], self.eps_id)
+        begin[0] = np.where(starts[0], 0, -(self.length + self.before_cut))
+        ids[0] = np.where(new[0], ids[0], self.eps_id)
         begin = np.maximum.accumulate(begin, axis=0)
         ids = np.maximum.accumulate(ids, axis=0)
         self.eps_id = ids[-1].copy()
@@ -79,6 +83,7 @@ class EpisodeTracker:
         valid: np.ndarray | None,
         going_on: Collection[tuple[int, int]] = (),
         broken_off: Collection[tuple[int, int]] = (),
+        cut: Collection[tuple[int, int]] = (),
     ) -> list[EpisodeRecord]:
         """Records of the episodes that ended in a fragment, in the order in which they ended.
 
@@ -88,6 +93,7 @@ class EpisodeTracker:
             valid: bool `[T, B]`, False where a row is no transition; None if all are.
             going_on: those of `ended` after which the game goes on.
             broken_off: those of `ended` with which a game was lost: it has no record.
+            cut: those of `ended` after which `t` goes on.
         """
         begin = [0] * rewards.shape[1]
         records = []
@@ -101,6 +107,7 @@ class EpisodeTracker:
             add(b, i + 1)
             length = int(self.earlier_length[b] + self.length[b])
             reward = float(self.earlier_reward[b] + self.reward[b])
+            self.before_cut[b] = self.before_cut[b] + self.length[b] if (i, b) in cut else 0
             self.length[b], self.reward[b] = 0, 0.0
             if (i, b) in going_on:
                 self.earlier_length[b], self.earlier_reward[b] = length, reward
@@ -119,6 +126,7 @@ class EpisodeTracker:
             "count": self._count,
             "eps_id": self.eps_id,
             "length": self.length,
+            "before_cut": self.before_cut,
             "reward": self.reward,
             "earlier_length": self.earlier_length,
             "earlier_reward": self.earlier_reward,
@@ -129,10 +137,11 @@ class EpisodeTracker:
         self._count = int(state["count"])
         self.eps_id = np.array(state["eps_id"], np.int64)
         self.length = np.array(state["length"], np.int64)
+        self.before_cut = np.array(state.get("before_cut", np.zeros_like(self.length)), np.int64)
         self.reward = np.array(state["reward"], np.float64)
         self.earlier_length = np.array(state.get("earlier_length", np.zeros_like(self.length)), np.int64)
         self.earlier_reward = np.array(state.get("earlier_reward", np.zeros_like(self.reward)), np.float64)
         for b, same in enumerate(restored):
             if not same:
                 self.eps_id[b], self.length[b], self.reward[b] = self.next_id(), 0, 0.0
-                self.earlier_length[b], self.earlier_reward[b] = 0, 0.0
+                self.earlier_length[b], self.earlier_reward[b], self.before_cut[b] = 0, 0.0, 0

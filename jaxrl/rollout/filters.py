@@ -11,6 +11,9 @@ from gymnasium import spaces
 
 from jaxrl.types import PyTree
 
+# Filtered observations lie within so many deviations of the mean.
+CLIP = 10.0
+
 
 class RunningStat(NamedTuple):
     """Number, mean and sum of squared deviations of the rows seen, in float64, per element."""
@@ -55,6 +58,9 @@ def merge_stats(a: RunningStat, b: RunningStat) -> RunningStat:
 def make_filter(name: str, space: spaces.Space) -> Filter:
     """The filter called `name` for observations of `space`: every float Box leaf is filtered, other leaves pass.
 
+    MeanStdFilter clips what it gives to 10 deviations (as Baselines' VecNormalize does; RLlib does not): a number that
+    was constant so far has none, and its first change would else be 1e8.
+
     Args:
         name: "NoFilter" or "MeanStdFilter".
         space: observation space of one environment.
@@ -82,7 +88,7 @@ def make_filter(name: str, space: spaces.Space) -> Filter:
         if state is None or state.rows < 2:
             return obs
         std = np.sqrt(state.m2 / (state.rows - 1)) + 1e-8
-        return ((obs - state.mean) / std).astype(np.float32)
+        return np.clip((obs - state.mean) / std, -CLIP, CLIP).astype(np.float32)
 
     def zipped(fn: Callable[..., Any]) -> Callable[..., Any]:
         return lambda state, other: jax.tree.map(fn, state, other, is_leaf=_is_stat)

@@ -28,7 +28,8 @@ class FragmentRows:
     Attributes:
         rewards: float64 `[T, B]`, as the environments gave them.
         terminateds, truncateds: bool `[T, B]`.
-        starts: bool `[T + 1, B]`, True where an episode starts with the row.
+        starts: bool `[T + 1, B]`, True where an episode starts with the row, and a model's state anew.
+        cuts: bool `[T + 1, B]`, True where an episode starts with the row, and a model's state goes on.
     """
 
     def __init__(self, env: VectorEnv, action_space: Any, steps: int, *, filtered: bool):
@@ -41,6 +42,7 @@ class FragmentRows:
         self.terminateds = np.zeros((steps, b), bool)
         self.truncateds = np.zeros((steps, b), bool)
         self.starts = np.zeros((steps + 1, b), bool)
+        self.cuts = np.zeros((steps + 1, b), bool)
         self._plain = isinstance(self._raw, np.ndarray)
         self._plain_actions = isinstance(self._actions, np.ndarray)
 
@@ -55,7 +57,7 @@ class FragmentRows:
 
         self._raw, self._obs, self._actions = jax.tree.map(grown, (self._raw, self._obs, self._actions))
         self.rewards, self.terminateds = grown(self.rewards), grown(self.terminateds)
-        self.truncateds, self.starts = grown(self.truncateds), grown(self.starts)
+        self.truncateds, self.starts, self.cuts = map(grown, (self.truncateds, self.starts, self.cuts))
 
     def reorder(self, order: np.ndarray) -> None:
         """Puts the first rows into another order, in new arrays.
@@ -71,7 +73,7 @@ class FragmentRows:
 
         self._raw, self._obs, self._actions = jax.tree.map(moved, (self._raw, self._obs, self._actions))
         self.rewards, self.terminateds = moved(self.rewards), moved(self.terminateds)
-        self.truncateds, self.starts = moved(self.truncateds), moved(self.starts)
+        self.truncateds, self.starts, self.cuts = map(moved, (self.truncateds, self.starts, self.cuts))
 
     def put_raw(self, i: int, obs: PyTree) -> None:
         """Writes raw observations into row `i`."""

@@ -20,7 +20,7 @@ from jaxrl.rollout.agent_rows import AgentRows, Slot
 from jaxrl.rollout.ends import WholeEpisodes
 from jaxrl.rollout.filters import Filter, make_filter
 from jaxrl.rollout.fragment import bytes_of, padded_length
-from jaxrl.rollout.live_episodes import load_episode, save_episode
+from jaxrl.rollout.live_episodes import load_episode, save_episode, written
 from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID, PyTree, Weights
 
@@ -128,15 +128,26 @@ class MultiAgentSampler:
             self._reset(e, int(seed))
 
     def _reset(self, e: int, seed: int | None = None) -> None:
-        runner = self.runners[e]
-        runner.reset(seed)
+        self.runners[e].reset(seed)
+        self._seen[e] = set()
+        self._begin(e)
+        self._observe(e)
+
+    def _go_on(self, e: int) -> None:
+        """Begins an episode of environment `e` at a soft horizon, without a reset."""
+        self._begin(e)
+        for rows in self.rows.values():
+            for b, slot in enumerate(rows.slots):
+                if slot.env_index == e:
+                    rows.cut(b, self._live[e].episode_id)
+        self._observe(e)
+
+    def _begin(self, e: int) -> None:
         number = self._episode_count * (self.num_workers + 1) + self.worker_index
         self._episode_count += 1
         self._live[e] = Episode(episode_id=number, worker_index=self.worker_index, env_index=e)
-        self._seen[e] = set()
         if self.callbacks.on_episode_start is not None:
             self.callbacks.on_episode_start(worker=self.worker, env_index=e, episode=self._live[e])
-        self._observe(e)
 
     def _observe(self, e: int) -> None:
         runner, seen = self.runners[e], self._seen[e]
@@ -179,7 +190,8 @@ class MultiAgentSampler:
             for pid, rows in self.rows.items()
         }
         running = np.ones(num_envs, bool)
-        whole = WholeEpisodes(steps, self.runners[0].place, num_envs) if self.complete else None
+        limit = self.config.max_whole_episode_steps
+        whole = WholeEpisodes(steps, self.runners[0].place, num_envs, limit) if self.complete else None
         clock, began, inference, stepping = time.perf_counter, time.perf_counter(), 0.0, 0.0
         i = 0
         while running.any() if self.complete else i < steps:
@@ -247,7 +259,10 @@ class MultiAgentSampler:
         self._complete(i, e, step, over=over, truncated=not step.terminated)
         if over:
             self._finish(e)
-            self._reset(e)
+            if self.config.soft_horizon and not (step.terminated or step.truncated):
+                self._go_on(e)
+            else:
+                self._reset(e)
         else:
             self._observe(e)
         return over, False
@@ -292,10 +307,7 @@ class MultiAgentSampler:
         if self.callbacks.on_episode_end is not None:
             self.callbacks.on_episode_end(worker=self.worker, env_index=e, episode=episode)
         rewards = {(agent, self.policy_of[agent]): reward for agent, reward in episode.agent_rewards.items()}
-        record = EpisodeRecord(
-            episode.length, episode.total_reward, rewards, dict(episode.custom_metrics), dict(episode.hist_data)
-        )
-        self.episodes.append(record)
+        self.episodes.append(EpisodeRecord(episode.length, episode.total_reward, rewards, **written(episode)))
 
     def _fragments(self, steps: int) -> dict[PolicyID, SampleBatch]:
         if self.complete:

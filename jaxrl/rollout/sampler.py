@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxrl.callbacks import Callbacks
 from jaxrl.data import SampleBatch
-from jaxrl.envs import VectorEnv, check_fragment, empty_rows
+from jaxrl.envs import VectorEnv, check_finals, check_fragment, empty_rows, step_at
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
 from jaxrl.rollout.acting import LeanAct, fold_in
@@ -26,10 +26,11 @@ from jaxrl.rollout.ends import Final, FragmentEnds, WholeEpisodes, final_rows
 from jaxrl.rollout.episodes import EpisodeTracker
 from jaxrl.rollout.filters import Filter
 from jaxrl.rollout.fragment import Before, FragmentRows, bytes_of, padded_length, shifted, zeroed
+from jaxrl.rollout.horizon import Horizon
 from jaxrl.rollout.live_episodes import LiveEpisodes
 from jaxrl.rollout.perf import SamplerPerf
 from jaxrl.rollout.perturbation import make_perturbation
-from jaxrl.types import DEFAULT_POLICY_ID, ActInputs, PolicyID, PyTree, Weights
+from jaxrl.types import DEFAULT_POLICY_ID, ActInputs, EnvError, PolicyID, PyTree, Weights
 
 
 class VectorSampler:
@@ -88,7 +89,7 @@ class VectorSampler:
         live = callbacks is not None and any(
             getattr(callbacks, f"on_episode_{hook}") for hook in ("start", "step", "end")
         )
-        self._live = LiveEpisodes(callbacks, worker, worker_index, env.num_envs) if live and callbacks else None
+        self._live = LiveEpisodes(callbacks, worker, worker_index, env) if live and callbacks else None
         self.key = key
         self.perf = SamplerPerf()
         self.restart()
@@ -129,11 +130,20 @@ class VectorSampler:
 
     def collect(self, weights: Mapping[PolicyID, Weights]) -> SampleBatch:
         """One raw fragment: what the environments gave and the policy did, before postprocessing."""
-        steps, num_envs, own = self.config.rollout_fragment_length, self.env.num_envs, weights[DEFAULT_POLICY_ID]
+        own = weights[DEFAULT_POLICY_ID]
         acting = own
         if self._perturbation is not None and self.explore:
             salt = fold_in(self._key, np.uint32(2**31 + 2**30 + self._unroll))  # apart from steps and postprocessing
             acting = self._perturbation.perturb(own, self._carry, salt)
+        if self._live is not None:
+            self._live.begin()
+        fragment = self._collect(acting)
+        if self._perturbation is not None and acting is not own:
+            self._carry = self._perturbation.update(own, acting, fragment, self._carry)
+        return fragment
+
+    def _collect(self, acting: Weights) -> SampleBatch:
+        steps, num_envs = self.config.rollout_fragment_length, self.env.num_envs
         rows = FragmentRows(self.env, self.policy.spec.action_space, steps, filtered=not self.filter.identity)
         rows.put_raw(0, self._obs)
         if not self.filter.identity:
@@ -144,9 +154,12 @@ class VectorSampler:
         valid: list[np.ndarray] = []
         logps: list[Any] = []
         self._kept: list[tuple[Any, Any]] = []
-        whole = WholeEpisodes(steps, self.env.place, num_envs) if self.complete else None
+        limit = self.config.max_whole_episode_steps
+        whole = WholeEpisodes(steps, self.env.place, num_envs, limit) if self.complete else None
         active = None if whole is None else whole.active
-        horizon_t = self._tracker.length.copy()
+        horizon = None
+        if self.config.horizon is not None:
+            horizon = Horizon(self.config, self.env, self._tracker.length, self._live, goes_on=self._recurrent)
         env, clock, began = self.env, time.perf_counter, time.perf_counter()
         inference = env_wait = 0.0
         actions, i = self._prev_actions, 0
@@ -161,7 +174,11 @@ class VectorSampler:
             env_actions = actions if self._transform is None else self._transform(actions)
             raw = rows.raw_row(i + 1)
             stepping = clock()
-            env_ended = env.step(env_actions, raw, rows.rewards[i], rows.terminateds[i], rows.truncateds[i], active)
+            try:
+                env_ended = env.step(env_actions, raw, rows.rewards[i], rows.terminateds[i], rows.truncateds[i], active)
+            except EnvError:
+                self._check(rows, i)  # what came before may be why: actions on a NaN are NaN
+                raise
             env_wait += clock() - stepping
             inference += acted - asked
             self._step += 1
@@ -169,14 +186,14 @@ class VectorSampler:
             moved = self._moved(active, failed)
             if moved is not None:
                 valid.append(moved)
-            if self.config.horizon is not None:
-                env_ended = self._cut_at_horizon(i, rows, raw, env_ended, horizon_t, moved)
+            if horizon is not None:
+                env_ended = horizon.cut(i, rows, env_ended, moved, ends)
             if not self.filter.identity:
                 rows.put_obs(i + 1, self._filtered(raw))
             if env_ended:
                 ends.add(i, env_ended)
             if env_ended or moved is not None:
-                self._mark_starts(i, rows, env_ended, moved)
+                self._mark_starts(i, rows, env_ended, moved, ends)
             if self._live is not None:
                 self._live.step(rows.rewards[i], *ends.games(i, env_ended), moved)
             if self._reads_previous:
@@ -188,8 +205,6 @@ class VectorSampler:
         if not self._reads_previous:
             self._set_previous(actions, rows.rewards[i - 1], rows.starts[i])
         fragment = self._fragment(rows, i, ends, valid, logps, before)
-        if self._perturbation is not None and acting is not own:
-            self._carry = self._perturbation.update(own, acting, fragment, self._carry)
         self.perf.add(i, env_wait, inference, clock() - began)
         return fragment
 
@@ -221,42 +236,16 @@ class VectorSampler:
     def _filtered(self, raw: PyTree) -> PyTree:
         return raw if self.filter.identity else self.filter.apply(self._filter_state, raw)
 
-    def _mark_starts(
-        self, i: int, rows: FragmentRows, env_ended: list[tuple[int, Any]], moved: np.ndarray | None
-    ) -> None:
+    def _mark_starts(self, i: int, rows: FragmentRows, env_ended: Any, moved: Any, ends: FragmentEnds) -> None:
         """Marks in row `i + 1` where an episode starts with it."""
         start = rows.starts[i + 1]
         if self.env.filler_rows and moved is not None:
             start |= ~moved  # NEXT_STEP: the row after an end is a filler, and the one after that starts the episode
             return
         for b, _ in env_ended:
-            start[b] = True
+            start[b] = (i, b) not in ends.soft
         if moved is not None:
             start |= rows.starts[i] & ~moved  # a column that waits still stands before its next episode
-
-    def _cut_at_horizon(
-        self,
-        i: int,
-        rows: FragmentRows,
-        raw: PyTree,
-        env_ended: list[tuple[int, Any]],
-        horizon_t: np.ndarray,
-        moved: np.ndarray | None,
-    ) -> list[tuple[int, Any]]:
-        """Truncates the episodes that reach the horizon in row `i`; returns all that ended in it."""
-        horizon_t += 1 if moved is None else moved
-        for b, _ in env_ended:
-            horizon_t[b] = 0
-        for b in np.flatnonzero(horizon_t >= self.config.horizon):
-            horizon_t[b] = 0
-            rows.truncateds[i, b] = True
-            if self.config.soft_horizon:
-                final = jax.tree.map(lambda x, b=b: x[b].copy(), raw)
-                rows.starts[i + 1, b] = True
-            else:
-                final = self.env.truncate(int(b), raw)
-            env_ended = [*env_ended, (int(b), final)]
-        return env_ended
 
     def _set_previous(self, actions: PyTree, rewards: np.ndarray, start: np.ndarray) -> None:
         self._prev_actions, self._prev_rewards = actions, clip_rewards(rewards, self._reward_rule)
@@ -276,21 +265,19 @@ class VectorSampler:
         before: Before,
     ) -> SampleBatch:
         num_envs = self.env.num_envs
-        place = self.env.place
-        check_fragment(
-            self.env.observation_space, rows.raw(steps + 1), rows.rewards[:steps], place, first_t=self._tracker.length
-        )
+        self._check(rows, steps)
         last_raw, last_obs = rows.raw_row(steps), rows.obs_row(steps)
         played, moved = rows.rewards[:steps], np.stack(valid_rows) if self.masked else None
         valid, given, finals = ends.settle(rows, moved, np.stack(logps) if logps else None, whole=self.complete)
         if valid is not None:
             steps, valid = self._pad(rows, valid)
+        final_obs, final_index = self._finals(finals, rows, steps)
         starts = rows.starts[: steps + 1]
         if valid is not None:
             starts[:-1] &= valid
         rewards = rows.rewards[:steps]
-        index = self._tracker.index(starts)
-        records = self._tracker.finish(played, ends.places(), moved, ends.going_on, ends.broken_off)
+        index = self._tracker.index(starts, rows.cuts[: steps + 1])
+        records = self._tracker.finish(played, ends.places(), moved, ends.going_on, ends.broken_off, ends.soft)
         self.episodes.extend(records if self._live is None else self._live.complete(records))
         columns: dict[str, Any] = {
             "obs": rows.obs(steps),
@@ -303,8 +290,9 @@ class VectorSampler:
             "agent_index": np.zeros((steps, num_envs), np.int32),
             "unroll_id": np.full((steps, num_envs), self._unroll, np.int32),
             "last_obs": last_obs,
+            "final_obs": final_obs,
+            "final_index": final_index,
         }
-        columns["final_obs"], columns["final_index"] = self._finals(finals, steps)
         for i, b in () if self.complete else ends.failed:
             index.t[i, b] = -1  # no step of an episode; its slot counts, so that batches keep their size
         if valid is not None:
@@ -344,9 +332,24 @@ class VectorSampler:
         rows.starts[steps + 1 : total + 1] = rows.starts[steps]
         return total, np.concatenate([valid, np.zeros((total - steps, valid.shape[1]), bool)])
 
-    def _finals(self, ended: list[Final], steps: int) -> tuple[PyTree, np.ndarray]:
+    def _finals(self, ended: list[Final], rows: FragmentRows, steps: int) -> tuple[PyTree, np.ndarray]:
+        space = self.env.observation_space
+        terminated = np.array([rows.terminateds[i, b] for i, b, _ in ended], bool)
+
+        def where(k: int) -> str:
+            return step_at(self.env.place, *ended[k][:2], **self._when(rows))
+
         slots = self._final_slots = final_slots(self._final_slots, len(ended), steps, self.env.num_envs)
-        return final_rows(ended, empty_rows(self.env.observation_space, slots), slots, self._filtered)
+        settled = lambda stacked: self._filtered(check_finals(space, stacked, terminated, where))  # noqa: E731
+        return final_rows(ended, empty_rows(space, slots), slots, settled)
+
+    def _check(self, rows: FragmentRows, steps: int) -> None:
+        """Looks at the numbers that the environments gave in the first `steps` rows."""
+        raw, rewards = rows.raw(steps + 1), rows.rewards[:steps]
+        check_fragment(self.env.observation_space, raw, rewards, self.env.place, **self._when(rows))
+
+    def _when(self, rows: FragmentRows) -> dict[str, np.ndarray]:
+        return {"first_t": self._tracker.length + self._tracker.before_cut, "starts": rows.starts}
 
     # ---- what the worker asks for
 

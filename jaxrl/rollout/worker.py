@@ -182,7 +182,7 @@ class RolloutWorker:
         Raises:
             ValueError: the environments live elsewhere (native or async vector environments).
         """
-        envs = getattr(self.env, "envs", None)
+        envs = [runner.env for runner in self.env] if is_multi_agent(self.env) else self.env.envs
         if envs is None:
             raise ValueError(
                 f"foreach_env: worker {self.worker_index}'s environments are no objects of this process; "

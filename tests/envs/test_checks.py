@@ -131,21 +131,6 @@ def test_what_converts_passes(space, obs):
     ListVectorEnv([Scripted(reset_result=(obs, {}), space=space)], EnvPlace("Scripted")).reset()
 
 
-def test_a_late_wrong_shape_is_found_where_numpy_would_broadcast():
-    env = Scripted(step_result=(np.zeros(1, np.float32), 0.0, False, False, {}), at=30)
-    with pytest.raises(EnvError, match=r"env 1, episode step 3\d\): step: expected obs of shape \(2,\), got \(1,\)"):
-        run(env, steps=40)
-
-
-def test_a_late_wrong_arity_is_found():
-    env = Scripted(step_result=(GOOD, 0.0, False, {}), at=30)
-    with pytest.raises(
-        EnvError, match=r"env 1, episode step 3\d\): step raised ValueError: not enough values"
-    ) as caught:
-        run(env, steps=40)
-    assert isinstance(caught.value.__cause__, ValueError)
-
-
 @pytest.mark.parametrize("steps", [1, 30])
 def test_an_exception_in_step_is_chained(steps):
     class Raising(Scripted):
@@ -222,10 +207,3 @@ def test_a_fragment_out_of_bounds():
     tokens[0, 1] = 2
     with pytest.raises(EnvError, match=r"env 1\): row 0 of the fragment: obs: expected values within \[0, 1\], got 2"):
         check_fragment(spaces.Discrete(2), tokens, rewards, EnvPlace("E"))
-
-
-def test_a_reward_of_none_after_the_checked_steps_is_found_in_the_fragment():
-    env = Scripted(step_result=(GOOD, None, False, False, {}), at=30)
-    _, rewards = run(env, steps=40)
-    with pytest.raises(EnvError, match="a reward of None counts as NaN"):
-        check_fragment(SPACE, np.zeros((1, 2, 2), np.float32), rewards[None], EnvPlace("E"))

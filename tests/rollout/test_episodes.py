@@ -64,7 +64,8 @@ class Lives(gym.Env):
 
     def step(self, action: Any) -> Any:
         self.steps += 1
-        return np.full(1, self.steps, np.float32), 2.0, self.steps == 3, False, {}
+        info = {EPISODE_CONTINUES: True} if self.steps == 3 and self.lives > 1 else {}
+        return np.full(1, self.steps, np.float32), 2.0, self.steps == 3, False, info
 
 
 @pytest.mark.parametrize(("options", "lengths"), [({}, [9, 9]), ({"horizon": 2}, [2, 2]), ({"horizon": 100}, [9, 9])])
