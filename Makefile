@@ -41,11 +41,14 @@ train: $(STAMP) ## train PPO on CartPole-v1 until it is solved, with a checkpoin
 	$(BIN)/jaxrl plot $(RESULTS) --out $(RESULTS)/cartpole-ppo.png
 
 test: $(STAMP) ## run the tests (learning runs excepted)
-	$(BIN)/python -m pytest -q -m "not learning" -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -q -m "not learning" -n $(JOBS) --dist loadfile --durations 20
 
-test-latest: ## the same with the newest of everything that pyproject.toml allows, in .venv-latest
+test-quick: $(STAMP) ## run those that take a moment each: no Ray, no training
+	$(BIN)/python -m pytest -q -m "not learning and not ray and not slow" -n $(JOBS) --dist loadfile --durations 20 $(QUICK)
+
+test-latest: ## run the tests with the newest of everything that pyproject.toml allows, and as JAX compiles by default
 	rm -rf .venv-latest
-	$(MAKE) test VENV=.venv-latest CONSTRAINTS=
+	XLA_FLAGS= $(MAKE) test VENV=.venv-latest CONSTRAINTS=
 
 test-learning: $(STAMP) ## run the learning runs too: each algorithm to its threshold
 	$(BIN)/python -m pytest -q -m learning --timeout 3600

@@ -1,5 +1,6 @@
 """What every test needs: JAX on the CPU, and jaxrl imported before JAX runs anything."""
 
+import gc
 import os
 import pathlib
 
@@ -9,7 +10,18 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray says on every start that this will change, and warnings are errors.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+# Most of the time went into XLA's optimisations of programs that run a few times. Set XLA_FLAGS to have others.
+_FAST_TO_COMPILE = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(_FAST_TO_COMPILE))
+
 import hypothesis
+import jax
+import pytest
 
 import jaxrl
 
@@ -25,3 +37,11 @@ hypothesis.settings.register_profile("jaxrl", deadline=None)
 hypothesis.settings.load_profile("jaxrl")
 
 assert jaxrl.__version__
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs_end_with_their_module():
+    """Compiled programs are let go of: a process that kept those of every module would grow beyond 5 GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()

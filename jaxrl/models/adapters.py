@@ -37,18 +37,20 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import gymnasium
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from jaxrl.models import preprocess
 from jaxrl.models.model import ALL_READS, FEED_FORWARD_READS, RECURRENT_READS, Model, no_state
 from jaxrl.models.recurrent import scan_rows
 from jaxrl.types import Array, ConfigError, ModelInputs, ModelOutput, Params, PyTree
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 InitialState = Callable[[int], PyTree]
 
@@ -151,6 +153,8 @@ def from_nnx(
     Raises:
         ConfigError: for a module with variables other than `nnx.Param` (BatchNorm's statistics).
     """
+    from flax import nnx  # imported by those who use it: it takes a tenth of the time that a worker takes to start
+
     make = (lambda rngs: module) if isinstance(module, nnx.Module) else module
     example = nnx.clone(make(nnx.Rngs(0)))
     name = type(example).__name__
@@ -187,6 +191,8 @@ def adapt(network: Any, obs_space: gymnasium.Space, action_space: gymnasium.Spac
     Raises:
         ConfigError: for anything else.
     """
+    from flax import nnx
+
     if isinstance(network, Model):
         return network
     if isinstance(network, nn.Module):

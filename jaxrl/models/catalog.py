@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import flax.linen as nn
 import gymnasium
 import jax
-from flax import nnx
 from gymnasium import spaces
 
 from jaxrl import registry
@@ -20,6 +19,9 @@ from jaxrl.models.initializers import initialize
 from jaxrl.models.model import FEED_FORWARD_READS, RECURRENT_READS, Model, no_state
 from jaxrl.models.networks import Encoder, PolicyNet, SeparateNets, SharedNet, ValueNet, layer_specs, make_cell
 from jaxrl.types import ConfigError, ModelInputs, ModelOutput, Params, PyTree
+
+if TYPE_CHECKING:
+    from flax import nnx
 
 
 def make_model(

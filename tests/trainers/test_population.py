@@ -217,7 +217,8 @@ def test_members_are_shared_out_among_devices():
     """
     told = []
     for devices in (1, 4):
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        environment = {**os.environ, "XLA_FLAGS": flags}
         command = [sys.executable, "-W", "error", "-c", textwrap.dedent(script)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
         assert done.stdout.startswith(f"{devices} "), done.stderr
