@@ -22,7 +22,7 @@ from jaxrl.types import ConfigError, JaxrlError
 if TYPE_CHECKING:
     from jaxrl.envs.jax_native.env import JaxEnv
 
-_CONTEXT_NAMES = {"config", "env_config", "env_context", "context", "ctx"}
+_CONTEXT_NAMES = {"config", "cfg", "conf", "env_config", "env_cfg", "env_context", "context", "ctx"}
 
 
 class EnvCreator:
@@ -135,8 +135,9 @@ def make_env_creator(env: Any) -> EnvCreator:
             - a gymnasium id: `env_config` goes to `gymnasium.make` as keyword arguments (`render_mode` too);
             - an Atari id of ale-py: the same, after the options of the preprocessing (`jaxrl.envs.AtariOptions`);
             - a registered name (`jaxrl.registry.register_env`), the built-in environments included;
-            - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where it takes one positional
-              parameter for it, else with `env_config` as keyword arguments;
+            - `"pkg.mod:Class"`, a class, or a creator function: called with an EnvContext where its first parameter is
+              for it (called `config`, `cfg`, `env_config`, ..., the only one without a default, or the only one at
+              all), else with `env_config` as keyword arguments;
             - a JaxEnv (`jaxrl.envs.jax_native`), or a function annotated to return one; the built-in ones have names
               like `jax/CartPole-v1`;
             - an environment, or a list of them (one per `num_envs_per_worker`).
@@ -302,7 +303,11 @@ def _takes_context(target: Callable[..., Any], context: EnvContext) -> bool:
         return False
     annotation = first.annotation if isinstance(first.annotation, str) else getattr(first.annotation, "__name__", "")
     required = [p for p in positional if p.default is p.empty and p.kind != p.VAR_POSITIONAL]
-    return first.name in _CONTEXT_NAMES or "EnvContext" in annotation or required == [first]
+    if first.name in _CONTEXT_NAMES or "EnvContext" in annotation or required == [first]:
+        return True
+    # Whatever it is called: the only parameter, None by default, where no option has a parameter of its own.
+    alone = len(parameters) == 1 and first.default is None and first.name != "render_mode"
+    return alone and bool(context)
 
 
 def _name_of(env: Any) -> str:

@@ -189,7 +189,7 @@ def _columns(env: JaxEnv, rows: dict[str, Any], last_obs: PyTree, reads: frozens
     if "agent_index" in reads:
         columns["agent_index"] = jnp.zeros((steps, width), jnp.int32)
     if "new_obs" in reads:
-        columns["new_obs"] = rows["final_obs"]
+        columns["new_obs"] = _settled(rows["final_obs"], rows["terminateds"])
     # Only a row that was truncated is ever bootstrapped from its final observation. With a time limit an environment
     # has so many of them in a fragment at most; without, each row may be one.
     cut = rows["truncateds"]
@@ -199,8 +199,21 @@ def _columns(env: JaxEnv, rows: dict[str, Any], last_obs: PyTree, reads: frozens
     is_cut = cut[first, column]
     index = jnp.stack([jnp.where(is_cut, first, FINAL_PAD), column], axis=-1).reshape(-1, 2).astype(jnp.int32)
     columns["final_index"] = index
-    columns["final_obs"] = jax.tree.map(lambda x: x[first, column].reshape(-1, *x.shape[2:]), rows["final_obs"])
+    finals = jax.tree.map(lambda x: x[first, column], rows["final_obs"])
+    finals = _settled(finals, rows["terminateds"][first, column])
+    columns["final_obs"] = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), finals)
     return columns
+
+
+def _settled(obs: PyTree, terminated: Array) -> PyTree:
+    """What follows a terminal state counts for nothing, and need not be finite (`jaxrl.envs.check_finals`)."""
+
+    def zeroed(x: Array) -> Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return jnp.where(_rows(terminated, x) & ~jnp.isfinite(x), jnp.zeros((), x.dtype), x)
+
+    return jax.tree.map(zeroed, obs)
 
 
 def check_rollout_options(policy: Policy, config: Any) -> None:

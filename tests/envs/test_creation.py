@@ -110,6 +110,14 @@ def test_how_classes_and_creators_are_called():
         def __init__(self, anything, size=3):
             Base.__init__(self, anything)
 
+    class Short(Base):
+        def __init__(self, cfg=None):
+            Base.__init__(self, cfg)
+
+    class AnyName(Base):
+        def __init__(self, settings=None):
+            Base.__init__(self, settings)
+
     class Keywords(Base):
         def __init__(self, size=3, render_mode=None):
             Base.__init__(self, size=size, render_mode=render_mode)
@@ -119,7 +127,15 @@ def test_how_classes_and_creators_are_called():
             Base.__init__(self, size=size)
 
     context = EnvContext({"size": 9}, worker_index=6)
-    for cls in (Config, Annotated, OnePositional, lambda c: Base(c), lambda env_config: Base(env_config)):
+    for cls in (
+        Config,
+        Short,
+        AnyName,
+        Annotated,
+        OnePositional,
+        lambda c: Base(c),
+        lambda env_config: Base(env_config),
+    ):
         env = make_env_creator(cls)(context)
         assert env.args[0] is context
     assert make_env_creator(Keywords)(context).kwargs == {"size": 9, "render_mode": None}
