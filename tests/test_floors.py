@@ -50,6 +50,7 @@ ITERATORS = {
     "iterators",
     "branches",
     "compiled_form",
+    "concurrent_calls",
     "nodes",
     "on_worker",
     "stages",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from jaxrl.execution.branches import Duplicate, DuplicateCopy, Select, Union
+from jaxrl.execution.concurrent_calls import concurrent_calls
 from jaxrl.execution.nodes import ForEach, ItemSource, IterableSource, Node, Operator, Source, as_operator, walk
 from jaxrl.execution.plan_drawing import draw_svg
 from jaxrl.execution.plan_view import Trace, draw_text
@@ -67,8 +68,25 @@ class LocalIterator:
             )
         return operator
 
-    def for_each(self, fn: Callable[[Any], Any] | Operator) -> LocalIterator:
-        """Applies `fn` to each item. It may give `NOT_READY`, and then gets the same item again later."""
+    def for_each(
+        self,
+        fn: Callable[[Any], Any] | Operator,
+        max_concurrency: int = 1,
+        resources: Mapping[str, Any] | None = None,
+    ) -> LocalIterator:
+        """Applies `fn` to each item. It may give `NOT_READY`, and then gets the same item again later.
+
+        Args:
+            fn: of an item.
+            max_concurrency: calls at a time; 0: all that there are. Above 1 results come as they are ready.
+            resources: of the Ray tasks that then make the calls; None: threads of the this process do.
+
+        Raises:
+            ValueError: a negative number, an operator with a state, or resources for one call at a time.
+        """
+        calls = concurrent_calls(fn, max_concurrency, resources)
+        if calls is not None:
+            return self.transform(calls)
         return LocalIterator(ForEach(self.node, self._operator(fn)))
 
     def combine(self, fn: Callable[[Any], Iterable[Any]] | Operator) -> LocalIterator:
@@ -91,9 +109,9 @@ class LocalIterator:
         """Applies a generator function to the stream; its locals are not saved (see `nodes.Transform`)."""
         return LocalIterator(Transform(self.node, fn))
 
-    def shuffle(self, buffer_size: int, seed: int | None = None) -> LocalIterator:
-        """Random order, drawn from a buffer of `buffer_size` items."""
-        return LocalIterator(Shuffle(self.node, buffer_size, seed))
+    def shuffle(self, shuffle_buffer_size: int, seed: int | None = None) -> LocalIterator:
+        """Random order, drawn from a buffer of so many items."""
+        return LocalIterator(Shuffle(self.node, shuffle_buffer_size, seed))
 
     def zip_with_source_actor(self) -> LocalIterator:
         """Pairs of the shard that an item came from and the item.

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
+from jaxrl.execution.concurrent_calls import concurrent_calls
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.nodes import IterableFactory, Node, Operator, as_operator
 from jaxrl.execution.shards import LocalGather, Member, OnFailure, Shard, ShardStep, shards_detail
@@ -51,8 +52,25 @@ class ParallelIterator:
         step = ShardStep(method, args)
         return ParallelIterator([_Group(g.shards, (*g.steps, step)) for g in self._groups], self.name, self._parents)
 
-    def for_each(self, fn: Callable[[Any], Any] | Operator) -> ParallelIterator:
-        """Applies `fn` to each item, on the shard."""
+    def for_each(
+        self,
+        fn: Callable[[Any], Any] | Operator,
+        max_concurrency: int = 1,
+        resources: Mapping[str, Any] | None = None,
+    ) -> ParallelIterator:
+        """Applies `fn` to each item, on the shard.
+
+        Args:
+            fn: of an item.
+            max_concurrency: calls at a time; 0: all that there are. Above 1 results come as they are ready.
+            resources: of the Ray tasks that then make the calls; None: threads of the shard's process do.
+
+        Raises:
+            ValueError: a negative number, an operator with a state, or resources for one call at a time.
+        """
+        calls = concurrent_calls(fn, max_concurrency, resources)
+        if calls is not None:
+            return self.transform(calls)
         return self._with("for_each", as_operator(fn))
 
     def combine(self, fn: Callable[[Any], Iterable[Any]] | Operator) -> ParallelIterator:
@@ -75,9 +93,9 @@ class ParallelIterator:
         """Applies a generator function to the stream of each shard."""
         return self._with("transform", fn)
 
-    def local_shuffle(self, buffer_size: int, seed: int | None = None) -> ParallelIterator:
-        """Random order within each shard, drawn from a buffer of `buffer_size` items; every shard has the same seed."""
-        return self._with("shuffle", buffer_size, seed)
+    def local_shuffle(self, shuffle_buffer_size: int, seed: int | None = None) -> ParallelIterator:
+        """Random order within each shard, drawn from a buffer of so many items; every shard has the same seed."""
+        return self._with("shuffle", shuffle_buffer_size, seed)
 
     # -- shards ------------------------------------------------------------------------------------
 

@@ -232,3 +232,11 @@ def consume(stream: LocalIterator) -> list[Any]:
 def test_iterator_travels_to_another_process():
     it = from_range(6, 2).for_each(running_sum()).gather_sync()
     assert ray.get(consume.remote(it)) == [0, 3, 1, 7, 3, 12]
+
+
+def test_resources_are_those_of_rays_tasks() -> None:
+    def where(x: int) -> tuple[int, float]:
+        return x, ray.get_runtime_context().get_assigned_resources().get("CPU", 0.0)
+
+    found = sorted(from_range(3, 1).for_each(where, max_concurrency=2, resources={"num_cpus": 0.5}).gather_sync())
+    assert found == [(0, 0.5), (1, 0.5), (2, 0.5)]
