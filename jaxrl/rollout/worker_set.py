@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrl import registry
+from jaxrl.config_json import encode
 from jaxrl.execution.shards import ShardFailure
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
@@ -17,8 +17,9 @@ from jaxrl.rollout.agent_rows import refill
 from jaxrl.rollout.failures import FailureBudget, describe, logger
 from jaxrl.rollout.filters import make_filter
 from jaxrl.rollout.perf import sampler_perf
+from jaxrl.rollout.starting import actor_starter, start_workers
 from jaxrl.rollout.worker import PolicyRecipe, RolloutWorker
-from jaxrl.types import ConfigError, JaxrlError, PolicyID, Weights, WorkerError
+from jaxrl.types import JaxrlError, PolicyID, Weights, WorkerError
 
 
 @dataclasses.dataclass(eq=False)
@@ -71,39 +72,9 @@ class WorkerSet:
         if config.num_workers == 0:
             self.local = RolloutWorker(config, policies, env=env)
         else:
-            self._start_actors(recipes)
-
-    def _start_actors(self, recipes: Mapping[PolicyID, PolicyRecipe]) -> None:
-        import ray
-        from ray.exceptions import RayError
-
-        from jaxrl.rollout.rollout_actor import RolloutActor
-
-        config, n = self.config, self.config.num_workers
-        self._actor_class = cast("Any", ray.remote(RolloutActor)).options(
-            num_cpus=config.num_cpus_per_worker,
-            num_gpus=config.num_gpus_per_worker,
-            resources=dict(config.custom_resources_per_worker) or None,
-        )
-        try:
-            self._shipped = ray.put((config, recipes)), ray.put(registry.snapshot())
-        except TypeError as error:
-            raise ConfigError(
-                f"num_workers={n}: the config or a registered object cannot be sent to a rollout worker: {error}. Give "
-                "environments as names, classes or creator functions, and keep open files, locks and the like out of "
-                "them."
-            ) from error
-        self._places = [_Place(i, self._start_actor(i)) for i in range(1, n + 1)]
-        try:
-            ray.get([place.actor.ping.remote() for place in self._places])
-        except RayError as error:
-            for place in self._places:
-                ray.kill(place.actor)
-            raise WorkerError(f"a rollout worker could not start: {describe(error)}") from error
-
-    def _start_actor(self, index: int) -> Any:
-        options = {"worker_index": index, "num_workers": self.config.num_workers}
-        return self._actor_class.remote(options, *self._shipped)
+            self._start_actor = actor_starter(config, recipes)
+            actors = start_workers(self._start_actor, config, self.budget)
+            self._places = [_Place(i, actor) for i, actor in enumerate(actors, start=1)]
 
     # ---- workers
 
@@ -329,7 +300,8 @@ class WorkerSet:
         for _, deltas in answers:
             merged = {pid: self.filters[pid].merge(merged[pid], delta) for pid, delta in deltas.items()}
         self._filter_states = dict(merged)
-        self._call([place for place, _ in answers], "set_filters", self._filter_states)
+        if self.config.synchronize_filters:
+            self._call([place for place, _ in answers], "set_filters", self._filter_states)
 
     def get_filters(self) -> dict[PolicyID, Any]:
         """The observation filters' statistics by policy, as of the last synchronisation."""
@@ -373,32 +345,46 @@ class WorkerSet:
             answers, _ = self._answers(self._call(self._places, "get_state"))
             by_index = {place.index: state for place, state in answers}
             workers = [by_index.get(i) for i in range(1, self.config.num_workers + 1)]
-        return {"layout": self._layout(), "workers": workers, "filters": filters}
+        return {"layout": self._layout(), "carries": self._carries(), "workers": workers, "filters": filters}
 
     def _layout(self) -> list[Any]:
         config = self.config
         return [config.num_workers, config.num_envs_per_worker, config.env_stepping, config.batch_mode]
 
+    def _carries(self) -> dict[PolicyID, Any]:
+        """What policies and filters carry: their shapes, and the options of an exploration that has a state."""
+        carries = {pid: (policy.initial_carry(1), self.filters[pid].init()) for pid, policy in self.policies.items()}
+        return {
+            pid: [
+                [list(np.shape(leaf)) for leaf in jax.tree.leaves(carry)],
+                encode(self.policies[pid].spec.config.exploration_config) if jax.tree.leaves(carry[0][1]) else None,
+            ]
+            for pid, carry in carries.items()
+        }
+
     def fits(self, state: Mapping[str, Any]) -> bool:
-        """Whether `state` is of workers laid out as these."""
-        return state["layout"] == self._layout()
+        """Whether `state` is of workers laid out as these, whose policies have the same carries."""
+        own = self._carries()
+        return state["layout"] == self._layout() and state.get("carries", own) == own
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues from what `get_state` returned.
 
-        Workers that are laid out in another way (more of them, say) take the filters alone, and begin fresh episodes.
+        Workers that are laid out in another way (more of them, say) take the filters alone, and begin fresh episodes;
+        filters begin anew where there were none.
         """
-        filters = self.get_filters()
-        self.set_filters({pid: refill(template, state["filters"][pid]) for pid, template in filters.items()})
+        own, saved = self.get_filters(), state["filters"]
+        kept = {pid: f for pid, f in own.items() if len(jax.tree.leaves(f)) == len(saved[pid])}
+        self.set_filters({**own, **{pid: refill(template, saved[pid]) for pid, template in kept.items()}})
         if not self.fits(state):
             return
-        saved = state["workers"]
+        workers = state["workers"]
         if self.local is not None:
-            self.local.set_state(saved[0])
+            self.local.set_state(workers[0])
             return
         import ray
 
-        known = [(place, saved[place.index - 1]) for place in self._places if saved[place.index - 1] is not None]
+        known = [(place, workers[place.index - 1]) for place in self._places if workers[place.index - 1] is not None]
         ray.get([place.actor.call.remote("set_state", s) for place, s in known], timeout=self.config.sample_timeout_s)
 
     def stop(self) -> None:

@@ -14,9 +14,12 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private import worker as ray_worker
 
 from jaxrl import registry
 from jaxrl.types import ConfigError
+
+logger = logging.getLogger("jaxrl.ray")
 
 # Ray takes a moment to notice that an actor has ended.
 FREE_CPUS_WITHIN_S = 20.0
@@ -47,7 +50,14 @@ def ensure_ray(address: str | None = None) -> bool:
             logging_level=logging.ERROR,
             configure_logging=True,
         )
+    ray_worker.print_to_stdstream = _into_the_log
     return True
+
+
+def _into_the_log(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
+    """What Ray's daemon would print on the terminal, 600 characters for a worker that died: the run tells of that."""
+    for line in data.get("lines", ()):
+        logger.debug("%s", line)
 
 
 def check_reachable(address: str | None) -> None:

@@ -39,6 +39,8 @@ class FaultyEnv(gym.Env):
         self.once = pathlib.Path(config["once"]) if "once" in config else None
         self.mine = config.worker_index == 1
         self.steps = 0
+        if self.fault == "killed while it starts":
+            self.strike()
         if self.fault == "constructor" and ("gone" not in config or pathlib.Path(config["gone"]).exists()):
             self.strike()
 
@@ -51,6 +53,8 @@ class FaultyEnv(gym.Env):
             self.once.write_text("struck")
         if self.fault == "hang":
             time.sleep(600)
+        elif self.fault == "killed while it starts":
+            os.kill(os.getpid(), signal.SIGKILL)
         elif self.fault == "exit":
             os._exit(1)
         elif self.fault is not None:
@@ -65,7 +69,7 @@ class FaultyEnv(gym.Env):
 
     def step(self, action):
         self.steps += 1
-        if self.fault not in ("reset", "constructor"):
+        if self.fault not in ("reset", "constructor", "killed while it starts"):
             self.strike()
         self.count += 1
         return np.full(1, self.count, np.float32), 1.0, self.count == 10, False, {}
@@ -178,6 +182,16 @@ def test_without_recovery_the_same_fault_ends_the_run(fault, tmp_path):
         pytest.raises(error, match=said),
     ):
         train_until(trainer, lambda result: False, 60.0)
+
+
+def test_a_worker_killed_while_it_starts_is_started_anew(tmp_path):
+    fault = {"fault": "killed while it starts", "once": str(tmp_path / "once")}
+    with make("sync", fault) as trainer:
+        assert trainer.train()["num_worker_restarts"] == 1
+        assert trainer.train()["num_healthy_workers"] == 2
+    fault = {**fault, "once": str(tmp_path / "again")}
+    with pytest.raises(WorkerError, match="could not start"):
+        make("sync", fault, recreate_failed_workers=False)
 
 
 def test_what_is_wrong_from_the_first_step_on_is_told_at_once():

@@ -105,6 +105,18 @@ def test_fragments_of_an_actor_and_of_the_own_process_are_equal(trainer: Any) ->
         own.stop()
 
 
+def test_workers_may_filter_each_by_its_own_statistics(cluster: None) -> None:
+    options = {"observation_filter": "MeanStdFilter", "synchronize_filters": False}
+    with PPOTrainer(config={**TINY, **options}) as made:
+        made.train()
+        first, second = made.workers.foreach_worker("get_filters")
+        both = made.workers.get_filters()["default_policy"]
+    own = [filters["default_policy"].rows for filters in (first, second)]
+    assert both.rows == sum(own) == 2 * own[0]
+    means = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(f["default_policy"])]) for f in (first, second)]
+    assert not np.array_equal(*means)
+
+
 def test_filters_of_all_workers_are_merged(trainer: Any) -> None:
     trainer.train()
     # 3 fragments of the test before, and those of the iteration, from each of 2 workers.
