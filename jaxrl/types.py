@@ -62,6 +62,21 @@ class ConfigError(JaxrlError, ValueError):
     """A configuration key, type or combination that cannot work; raised before any actor starts."""
 
 
+class CannotCompileError(ConfigError):
+    """What no compiled program can hold, found before anything runs; `engine="auto"` then takes workers.
+
+    Args:
+        what: the option, operator or part, and why.
+        instead: what would compile.
+    """
+
+    def __init__(self, what: str, instead: str):
+        super().__init__(
+            f"engine='compiled': {what}. {instead}, or set engine='workers', which runs the same environment step by "
+            "step."
+        )
+
+
 class UnsupportedSpaceError(ConfigError):
     """An observation or action space that the algorithm, model or distribution cannot serve."""
 

@@ -27,7 +27,7 @@ from jaxrl.execution.nodes import random_unit
 from jaxrl.execution.programs import Building, ProgramCost
 from jaxrl.policies import DATA_AXIS
 from jaxrl.rollout.compiled_rollouts import CompiledRollouts, compiled_rollouts
-from jaxrl.types import ConfigError
+from jaxrl.types import CannotCompileError, ConfigError
 
 # Keys of learners, and those of sampling and replay, are told apart.
 _LEARNER_KEY = 2**20
@@ -53,12 +53,12 @@ class CompiledEngine:
         world_bytes: bytes of all that one run holds.
 
     Raises:
-        ConfigError: something that a compiled program cannot hold, by name.
+        CannotCompileError: something that a compiled program cannot hold, by name.
     """
 
     def __init__(self, ctx: PlanContext, plan: LocalIterator, env: JaxEnv):
         if len(ctx.learners) != 1:
-            raise ConfigError(f"engine='compiled': expected one policy, got {sorted(ctx.learners)}.")
+            raise CannotCompileError(f"it holds one policy, got {sorted(ctx.learners)}", "Train one")
         check_jax_env(env)
         ((self.policy_id, self.learner),) = ctx.learners.items()
         self.ctx, self.env = ctx, env

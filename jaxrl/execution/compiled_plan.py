@@ -20,7 +20,7 @@ from jaxrl.execution.nodes import ForEach, Node, Operator, Source
 from jaxrl.execution.shards import LocalGather
 from jaxrl.policies.scalars import Scalars
 from jaxrl.rollout.compiled_rollouts import CompiledRollouts, Played
-from jaxrl.types import Array, ConfigError, PyTree
+from jaxrl.types import Array, CannotCompileError, PyTree
 
 # What the keys of pulls of the memory's branch fold in, which is no number of a vector step, nor an operator's.
 _PULLS = 2**31 + 2**21
@@ -98,15 +98,15 @@ def compile_plan(root: Node, rollouts: CompiledRollouts, example: Example) -> Co
         example: shapes of the run.
 
     Raises:
-        ConfigError: the plan has a node that no compiled program can hold, named.
+        CannotCompileError: the plan has a node that no compiled program can hold, named.
     """
     tail, top = _split(root)
     lowering = _Lowering(rollouts, example)
     pull = lowering.node(top)
     if not lowering.fragments:
-        raise ConfigError(
-            f"engine='compiled': the plan {top.name!r} gathers no rollouts, so that no environment is ever stepped; "
-            "begin it with ParallelRollouts."
+        raise CannotCompileError(
+            f"the plan {top.name!r} gathers no rollouts, so that no environment is ever stepped",
+            "Begin it with ParallelRollouts",
         )
 
     def one_round(world: World, turn: Turn) -> tuple[World, RoundOutput]:
@@ -132,9 +132,8 @@ def _split(root: Node) -> tuple[Node, Node]:
     while isinstance(operator := getattr(node, "operator", None), Operator) and operator.between_rounds:
         tail, node = node, node.inputs[0]
     if tail is None:
-        raise ConfigError(
-            f"engine='compiled': the plan ends in {root.name!r}, expected StandardMetricsReporting, which cuts it into "
-            "iterations and makes results."
+        raise CannotCompileError(
+            f"the plan ends in {root.name!r}", "End it in StandardMetricsReporting, which makes its results"
         )
     return tail, node
 
@@ -181,7 +180,7 @@ class _Lowering:
             raise _refused(node)
         rollouts = self.rollouts
         if self.fragments:
-            raise ConfigError(f"engine='compiled': the plan samples in two places, the second is {node.name!r}.")
+            raise CannotCompileError(f"the plan samples in two places, the second is {node.name!r}", "Sample in one")
         self.fragments = 1
 
         def pull(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
@@ -279,16 +278,13 @@ class _Lowering:
                 if out:
                     found.append((count, len(out)))
                     return out
-            raise ConfigError(f"engine='compiled': {node.name!r} gave nothing for 100000 fragments.")
+            raise CannotCompileError(f"{node.name!r} gave nothing for 100000 fragments", "Combine fewer")
 
         found: list[tuple[int, int]] = []
         jax.eval_shape(given, item)
         count, gives = found[-1]
         if gives != 1:
-            raise ConfigError(
-                f"engine='compiled': {node.name!r} gives {gives} items for {count}; a compiled plan learns from one "
-                "batch at a time."
-            )
+            raise CannotCompileError(f"{node.name!r} gives {gives} items for {count}", "Learn from one batch at a time")
         return count
 
     def _union(self, select: Select, union: Union) -> Pull:
@@ -297,9 +293,9 @@ class _Lowering:
             raise _refused(union)
         store_weight, learn_weight = union.weights
         if isinstance(learn_weight, str) or isinstance(store_weight, str) or int(store_weight) != store_weight:
-            raise ConfigError(
-                f"engine='compiled': {union.name!r} takes {union.weights} items of its branches in turn; expected a "
-                "whole number of rollouts, and a number of updates. Choose a training_intensity so."
+            raise CannotCompileError(
+                f"{union.name!r} takes {union.weights} items of its branches in turn",
+                "Choose a training_intensity that makes it a whole number of rollouts, and a number of updates",
             )
         store = self._in_turn(self.node(union.inputs[0]), int(store_weight), keep=False)
         learn = self.node(union.inputs[1])
@@ -325,16 +321,16 @@ class _Lowering:
         return pull
 
 
-def _refused(node: Node) -> ConfigError:
-    return ConfigError(
-        f"engine='compiled': {node.name!r} ({node.kind}) works on the host, so no compiled program can hold it. Leave "
-        "it out of the plan, give its operator a compiled form, or set engine='workers'."
+def _refused(node: Node) -> CannotCompileError:
+    return CannotCompileError(
+        f"{node.name!r} ({node.kind}) works on the host, so no compiled program can hold it",
+        "Leave it out of the plan, give its operator a compiled form",
     )
 
 
 def _check_state(node: Node, before: Any, after: Any) -> None:
     if jax.tree.leaves(after) or jax.tree.structure(before) != jax.tree.structure(after):
-        raise ConfigError(
-            f"engine='compiled': the operator {node.name!r} keeps a state from one round to the next; give it a "
-            "compiled form whose state is a pytree of arrays, or set engine='workers'."
+        raise CannotCompileError(
+            f"the operator {node.name!r} keeps a state from one round to the next",
+            "Give it a compiled form whose state is a pytree of arrays",
         )

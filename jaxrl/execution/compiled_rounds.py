@@ -19,6 +19,9 @@ from jaxrl.rollout.compiled_rollouts import Played
 from jaxrl.rollout.compiled_workers import CompiledWorkers
 from jaxrl.types import CheckpointError, NonFiniteError
 
+COMPILED_ROUNDS = "CompiledRounds"
+"""What the node of a compiled program is called; in brackets, the rounds of an iteration."""
+
 
 class _Rounds:
     """`apply` and `init` of the operator that stands in the plan for all that is compiled."""
@@ -31,7 +34,13 @@ class _Rounds:
 
     def __call__(self, state: dict[str, Any], _: Any) -> tuple[dict[str, Any], Any]:
         engine, ctx = self.engine, self.engine.ctx
-        leaves = _checked(state["world"], engine) if state["world"] else engine.start()
+        if state["world"]:
+            leaves = _checked(state["world"], engine)
+        else:
+            kept = None if ctx.memory is None else ctx.memory.on_device
+            leaves, state["filled_from"] = engine.start(), state["rounds"]
+            if kept is not None and ctx.memory is not None:  # of a checkpoint whose environments are not gone on with
+                ctx.memory.on_device = kept
         if ctx.memory is not None and ctx.memory.on_device is None:
             engine.fill_anew(leaves)
             state["filled_from"] = state["rounds"]
@@ -75,7 +84,7 @@ class CompiledRounds(Source):
 
     def __init__(self, engine: CompiledEngine, workers: CompiledWorkers):
         rounds = _Rounds(engine, workers)
-        super().__init__(Operator(f"CompiledRounds({engine.rounds})", rounds, init=rounds.init, host_only=True))
+        super().__init__(Operator(f"{COMPILED_ROUNDS}({engine.rounds})", rounds, init=rounds.init, host_only=True))
         self._detail = ", ".join(engine.plan.names)
 
     def detail(self) -> str:
@@ -85,15 +94,20 @@ class CompiledRounds(Source):
 
 def _checked(leaves: list[Any], engine: CompiledEngine) -> list[Any]:
     """A world's leaves as device arrays, after a look at their shapes where they come from a checkpoint."""
-    shapes = jax.tree.leaves(engine.shapes)
-    if len(leaves) != len(shapes) or any(
-        (tuple(x.shape), x.dtype) != (s.shape, s.dtype) for x, s in zip(leaves, shapes, strict=False)
-    ):
+    if not world_fits(leaves, engine):
         raise CheckpointError(
             "the saved state of the compiled program does not fit: it was made with another environment, policy or "
             "number of environments."
         )
     return jax.tree.map(jnp.asarray, leaves)
+
+
+def world_fits(leaves: list[Any], engine: CompiledEngine) -> bool:
+    """Whether the saved leaves of a world have the shapes of an engine's."""
+    shapes = jax.tree.leaves(engine.shapes)
+    return len(leaves) == len(shapes) and all(
+        (tuple(x.shape), x.dtype) == (s.shape, s.dtype) for x, s in zip(leaves, shapes, strict=True)
+    )
 
 
 def compiled_engine(ctx: PlanContext, plan: LocalIterator, env: JaxEnv, workers: CompiledWorkers) -> CompiledEngine:

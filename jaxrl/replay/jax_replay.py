@@ -21,7 +21,7 @@ from jaxrl.data.columns import LAST_OBS, MASK
 from jaxrl.replay import nstep
 from jaxrl.replay.replay_buffer import ReplayBuffer, checked_spec
 from jaxrl.replay.storage import NOT_STORED, ReplaySpec
-from jaxrl.types import Array, ConfigError, PyTree
+from jaxrl.types import Array, CannotCompileError, ConfigError, PyTree
 
 # Columns that hold sums over n steps, and change when the episode goes on.
 _N_STEP = ("rewards", "terminateds", "truncateds", "new_obs")
@@ -99,15 +99,13 @@ def jax_twin(buffer: ReplayBuffer) -> ReplayBuffer:
         buffer: made by `uniform_replay` or `prioritized_replay`.
 
     Raises:
-        ConfigError: it holds sequences, or stacks of frames by their newest.
+        CannotCompileError: it holds sequences, or stacks of frames by their newest.
     """
     spec = buffer.spec
     if not isinstance(spec, ReplaySpec) or spec.frame_stack:
         held = "stacks of frames by their newest" if isinstance(spec, ReplaySpec) else "sequences"
-        raise ConfigError(
-            f"engine='compiled': this replay memory holds {held}, which has no form in JAX arrays; set "
-            "engine='workers', or for stacks replay_frame_stack=0."
-        )
+        instead = "Set replay_frame_stack=0" if isinstance(spec, ReplaySpec) else "Use DQN"
+        raise CannotCompileError(f"this replay memory holds {held}, which has no form in JAX arrays", instead)
     return _make(spec)
 
 

@@ -18,7 +18,7 @@ from jaxrl.envs import empty_rows
 from jaxrl.envs.jax_native import JaxEnv, draw_resets, time_limit, vector_step
 from jaxrl.policies import Policy
 from jaxrl.rollout.actions import action_transform, clip_rewards, reward_rule
-from jaxrl.types import FINAL_PAD, ActInputs, Array, ConfigError, PyTree, Weights
+from jaxrl.types import FINAL_PAD, ActInputs, Array, CannotCompileError, PyTree, Weights
 
 # Resets of a whole fragment are drawn in one call, unless they would take more memory than this.
 MAX_DRAWN_BYTES = 64 * 2**20
@@ -79,7 +79,7 @@ def compiled_rollouts(env: JaxEnv, policy: Policy, config: Any) -> CompiledRollo
         config: a RolloutConfig.
 
     Raises:
-        ConfigError: an option of sampling that a compiled program cannot honour, by name.
+        CannotCompileError: an option of sampling that a compiled program cannot honour, by name.
     """
     check_rollout_options(policy, config)
     if config.horizon is not None:
@@ -220,34 +220,51 @@ def check_rollout_options(policy: Policy, config: Any) -> None:
     """Checks that a compiled program can sample as the config says.
 
     Raises:
-        ConfigError: it cannot; names the option.
+        CannotCompileError: it cannot; names the option.
     """
     hooks = config.callbacks
     used = [] if hooks is None else [name for name in hooks._fields if getattr(hooks, name) is not None]
     per_step = [name for name in used if name != "on_train_result"]
+    # Option: whether it cannot be held, why, and what could be.
     reasons = {
-        "num_workers": (config.num_workers > 0, "samples on Ray actors; set it to 0"),
+        "num_workers": (config.num_workers > 0, "samples on Ray actors", "Set it to 0"),
+        "model": (
+            policy.spec.recurrent,
+            "has a state (use_lstm, use_gru or a custom recurrent one), and sequences are cut on the host",
+            "Take a model without one",
+        ),
         "batch_mode": (
             config.batch_mode != "truncate_episodes",
-            "'complete_episodes' gathers fragments of any length; set 'truncate_episodes'",
+            "gathers fragments of any length",
+            "Set 'truncate_episodes'",
         ),
-        "soft_horizon": (config.soft_horizon, "has no meaning for environments that reset themselves; set it to False"),
+        "soft_horizon": (
+            config.soft_horizon,
+            "has no meaning for environments that reset themselves",
+            "Set it to False",
+        ),
         "observation_filter": (
             config.observation_filter != "NoFilter",
-            "keeps its statistics in float64 on the host; set 'NoFilter'",
+            "keeps its statistics in float64 on the host",
+            "Set 'NoFilter'",
         ),
-        "callbacks": (bool(per_step), f"{', '.join(per_step)} run on the host at each step or fragment; drop them"),
+        "callbacks": (bool(per_step), f"{', '.join(per_step)} run on the host at each step or fragment", "Drop them"),
         "exploration_config": (
             policy.spec.exploration.perturbs,
-            "parameter noise is measured on the host; choose another exploration",
+            "is parameter noise, which is measured on the host",
+            "Choose another exploration",
+        ),
+        "env_stepping": (config.env_stepping != "auto", "steps environments on the host", "Set 'auto'"),
+        "restart_failed_sub_environments": (
+            config.restart_failed_sub_environments,
+            "is about environments that raise, which pure functions do not",
+            "Set it to False",
         ),
     }
-    for name, (unfit, reason) in reasons.items():
+    for name, (unfit, reason, instead) in reasons.items():
         if unfit:
-            raise ConfigError(
-                f"engine='compiled': {name}={getattr(config, name)!r} {reason}, or set engine='workers', which runs "
-                "the same environment step by step."
-            )
+            shown = name if name in ("model", "callbacks") else f"{name}={getattr(config, name)!r}"
+            raise CannotCompileError(f"{shown} {reason}", instead)
 
 
 def _rows(flags: Array, like: Array) -> Array:

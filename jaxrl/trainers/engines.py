@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxrl.envs import find_jax_env, jax_twin
 from jaxrl.envs.jax_native import JaxEnv
-from jaxrl.types import ConfigError
+from jaxrl.types import CannotCompileError, ConfigError
 
 logger = logging.getLogger("jaxrl")
 
@@ -36,7 +36,7 @@ def env_to_compile(options: Any) -> JaxEnv | None:
     return env
 
 
-def settle_for_workers(options: Any, error: ConfigError) -> None:
+def settle_for_workers(options: Any, error: CannotCompileError) -> None:
     """Says that workers sample although the environment could be compiled.
 
     Args:
@@ -44,7 +44,7 @@ def settle_for_workers(options: Any, error: ConfigError) -> None:
         error: why it is not compiled.
 
     Raises:
-        ConfigError: `error`, where `engine` asks for a compiled plan.
+        CannotCompileError: `error`, where `engine` asks for a compiled plan.
     """
     if options.engine == "compiled":
         raise error

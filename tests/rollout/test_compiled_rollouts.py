@@ -128,9 +128,9 @@ def test_resets_that_do_not_fit_are_drawn_in_each_step(monkeypatch):
     ("option", "value", "said"),
     [
         ("num_workers", 2, "samples on Ray actors"),
-        ("batch_mode", "complete_episodes", "set 'truncate_episodes'"),
+        ("batch_mode", "complete_episodes", "Set 'truncate_episodes'"),
         ("soft_horizon", True, "soft_horizon=True has no meaning"),
-        ("observation_filter", "MeanStdFilter", "set 'NoFilter'"),
+        ("observation_filter", "MeanStdFilter", "Set 'NoFilter'"),
         ("callbacks", Callbacks(on_sample_end=lambda *, worker, samples: None), "on_sample_end run on the host"),
     ],
 )
@@ -138,7 +138,7 @@ def test_options_that_no_program_can_honour_are_refused_by_name(option, value, s
     _, policy, options, _ = make()
     with pytest.raises(ConfigError, match=said) as raised:
         check_rollout_options(policy, dataclasses.replace(options, **{option: value}))
-    assert str(raised.value).startswith(f"engine='compiled': {option}=")
+    assert str(raised.value).startswith(f"engine='compiled': {option}")
 
 
 def test_episode_returns_match_a_walk_through_the_steps():
