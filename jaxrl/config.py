@@ -45,6 +45,7 @@ __all__ = [
     "option",
     "parse",
     "parse_dotted",
+    "spec_of",
     "to_dict",
     "to_json",
 ]
@@ -71,6 +72,8 @@ def option(
     choices: Iterable[Any] | None = None,
     low: float | None = None,
     high: float | None = None,
+    begins: str | None = None,
+    of_policy: bool = False,
 ) -> Any:
     """Declares one field of a configuration dataclass.
 
@@ -81,6 +84,8 @@ def option(
         choices: the allowed values, or None.
         low: smallest allowed number, or None.
         high: largest allowed number, or None.
+        of_policy: whether single policies of a multi-agent run may differ in it, where its class is not a policy's.
+        begins: the parameter that it is the first value of; where it changes, a restored run begins with that anew.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,8 @@ def option(
         Config(gamma=1.0)
     """
     allowed = None if choices is None else tuple(choices)
-    metadata = {"help": help, "traced": traced, "choices": allowed, "low": low, "high": high}
+    metadata = {"help": help, "traced": traced, "choices": allowed, "low": low, "high": high, "begins": begins}
+    metadata["of_policy"] = of_policy
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: deep_update({}, default), metadata=metadata)
     if isinstance(default, list):
@@ -98,6 +104,11 @@ def option(
     if dataclasses.is_dataclass(default) and not isinstance(default, type):
         return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def spec_of(cls: type, key: str) -> FieldSpec:
+    """The option of a configuration dataclass that has a border key."""
+    return specs_of(cls)[key]
 
 
 def parse(

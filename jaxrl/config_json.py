@@ -100,6 +100,8 @@ class _Reader:
             return node
         if _is_section(node):
             section = given if isinstance(given, Mapping) else {}
+            if section.get("type", node.get("type")) != node.get("type"):
+                return section  # the old type's options mean nothing to the new one
             return {
                 name: self.read(item, section.get(name, _NOT_GIVEN), f"{key}.{name}") for name, item in node.items()
             }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxrl import losses
 from jaxrl.config import option
@@ -21,6 +21,7 @@ from jaxrl.execution.metric_ops import StandardMetricsReporting
 from jaxrl.execution.rollout_ops import ConcatBatches, ParallelRollouts
 from jaxrl.execution.train_ops import ApplyGradients, AverageGradients, ComputeGradients, TrainOneStep
 from jaxrl.policies import build_policy
+from jaxrl.rollout import AutoFragment
 from jaxrl.schedules import Coeff
 from jaxrl.trainers import CommonConfig, build_trainer
 from jaxrl.trainers.setup import check_batch_sizes
@@ -32,7 +33,11 @@ from jaxrl.types import ConfigError
 class A2CConfig(CommonConfig):
     """Options of A2C."""
 
-    rollout_fragment_length: int | Literal["auto"] = option(20, "Steps of each environment per fragment, or 'auto'.")
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(20, sizes=("microbatch_size", "train_batch_size"))
+
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment; 'auto': about 20, such that fragments fill batches."
+    )
     lr: Coeff = option(1e-4, "Learning rate, or a schedule [[t, value], ...].", traced=True)
     grad_clip: float | None = option(40.0, "Clip the gradients' global norm to this; None: no clipping.")
     vf_loss_coeff: Coeff = option(0.5, "Weight of the value loss.", traced=True)
@@ -73,6 +78,11 @@ def validate_config(config: A2CConfig) -> None:
     if micro is None or config.batch_mode != "truncate_episodes":
         return
     assert length != "auto"  # resolved before this
+    if config.num_sgd_iter != 1 or config.sgd_minibatch_size:
+        raise ConfigError(
+            f"config: num_sgd_iter={config.num_sgd_iter} and sgd_minibatch_size={config.sgd_minibatch_size} have no "
+            f"meaning with microbatch_size={micro}: the microbatches' gradients make one step; leave them out."
+        )
     rollout = length * config.num_envs_per_worker * max(1, config.num_workers)
     if config.train_batch_size % micro or micro % rollout:
         raise ConfigError(

@@ -11,8 +11,9 @@ applied it samples its next fragment already.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from jaxrl.algorithms.a2c import A2CPolicy
 from jaxrl.config import option
@@ -20,6 +21,7 @@ from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.metric_ops import StandardMetricsReporting
 from jaxrl.execution.worker_gradients import ApplyWorkerGradients, AsyncGradients
+from jaxrl.rollout import AutoFragment
 from jaxrl.schedules import Coeff
 from jaxrl.trainers import CommonConfig, build_trainer
 from jaxrl.trainers.support import Support
@@ -30,8 +32,13 @@ from jaxrl.types import ConfigError
 class A3CConfig(CommonConfig):
     """Options of A3C."""
 
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(10, None)
+    without_meaning: ClassVar[Mapping[str, str]] = {"shuffle_sequences": "each fragment makes one gradient"}
+
     num_workers: int = option(2, "Rollout workers on Ray actors; 0: one in-process, whose gradients wait.", low=0)
-    rollout_fragment_length: int = option(10, "Steps of each environment per fragment, which makes one gradient.")
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment, which makes one gradient; 'auto': 10."
+    )
     train_batch_size: int = option(0, "Without meaning here: a worker's fragment is one gradient.", low=0)
     timesteps_per_iteration: int = option(2000, "Env steps of an iteration at least; 0: one gradient.", low=0)
     lr: Coeff = option(1e-4, "Learning rate, or a schedule [[t, value], ...].", traced=True)

@@ -15,7 +15,7 @@ whatever device computed them (`jaxrl.execution.all_reduce` says why, with measu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxrl.algorithms.ppo import PPOConfig, PPOPolicy, share_layers
 from jaxrl.config import option
@@ -25,6 +25,7 @@ from jaxrl.execution.iterators import LocalIterator
 from jaxrl.execution.metric_ops import StandardMetricsReporting
 from jaxrl.execution.rollout_ops import ParallelRollouts, SelectExperiences, StandardizeFields
 from jaxrl.execution.worker_group import DownloadStates, FollowWorkers, WorkerGroup
+from jaxrl.rollout import AutoFragment
 from jaxrl.trainers import build_trainer
 from jaxrl.trainers.support import Support
 from jaxrl.types import ConfigError
@@ -35,10 +36,13 @@ class DDPPOConfig(PPOConfig):
     """Options of DD-PPO: PPO's, for workers that learn."""
 
     workers_learn: ClassVar[bool] = True
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(100, None)
 
     num_workers: int = option(2, "Rollout workers on Ray actors, which are the learners.", low=0)
     num_envs_per_worker: int = option(5, "Environments that each worker steps together.", low=1)
-    rollout_fragment_length: int = option(100, "Steps of each environment per fragment: a round's.", low=1)
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment: a round's; 'auto': 100."
+    )
     train_batch_size: int = option(0, "0: what the fragments of all workers make; else it has to agree.", low=0)
     sgd_minibatch_size: int = option(50, "Rows of a minibatch on each worker; 0: its whole batch.", low=0)
     num_sgd_iter: int = option(10, "Epochs over each worker's batch.", low=1)
@@ -74,6 +78,7 @@ def validate_config(config: DDPPOConfig) -> DDPPOConfig:
             f"config: num_gpus={config.num_gpus:g}, num_learner_devices={config.num_learner_devices}: the trainer "
             "itself learns nothing in DD-PPO; set num_gpus_per_worker, and leave these at 0 and 1."
         )
+    assert config.rollout_fragment_length != "auto"  # resolved before this
     per_worker = config.rollout_fragment_length * config.num_envs_per_worker
     total = per_worker * config.num_workers
     if config.train_batch_size not in (0, total):

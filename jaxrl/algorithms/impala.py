@@ -15,8 +15,9 @@ along sequences of `max_seq_len` rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxrl import losses
 from jaxrl.config import option
@@ -28,6 +29,7 @@ from jaxrl.execution.metric_ops import StandardMetricsReporting
 from jaxrl.execution.replay_ops import MixInReplay
 from jaxrl.execution.rollout_ops import ConcatBatches
 from jaxrl.policies import PolicyConfig, build_policy
+from jaxrl.rollout import AutoFragment
 from jaxrl.schedules import Coeff
 from jaxrl.trainers import CommonConfig, build_trainer
 from jaxrl.trainers.support import Support
@@ -57,8 +59,13 @@ class IMPALAPolicyConfig(PolicyConfig):
 class IMPALAConfig(IMPALAPolicyConfig, CommonConfig):
     """Options of IMPALA."""
 
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(50, "worker")
+    of_run: ClassVar[Mapping[str, str]] = {"num_sgd_iter": "the learner's thread takes train batches in turn"}
+
     num_workers: int = option(2, "Rollout workers on Ray actors; 0: sample in-process and learn in turn.", low=0)
-    rollout_fragment_length: int | Literal["auto"] = option(50, "Steps of each environment per fragment, or 'auto'.")
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment; 'auto': about 50, such that fragments fill train batches."
+    )
     train_batch_size: int = option(500, "Env steps of a train batch.", low=1)
     timesteps_per_iteration: int = option(5000, "Env steps of an iteration at least; 0: one train batch.", low=0)
     num_sgd_iter: int = option(1, "Times that each train batch is learned from.", low=1)

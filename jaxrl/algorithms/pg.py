@@ -8,7 +8,9 @@ train batches hold whole episodes, so that no return is cut.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxrl import losses
 from jaxrl.config import option
@@ -27,6 +29,10 @@ from jaxrl.trainers.support import Support
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PGConfig(CommonConfig):
     """Options of PG."""
+
+    without_meaning: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("lambda", "use_gae", "use_critic"), "PG learns from returns, without values"
+    )
 
     lr: Coeff = option(4e-4, "Learning rate, or a schedule [[t, value], ...].", traced=True)
     batch_mode: str = option(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -25,6 +25,7 @@ from jaxrl.execution.rollout_ops import ConcatBatches, ParallelRollouts, SelectE
 from jaxrl.execution.train_ops import TrainOneStep
 from jaxrl.models import ModelConfig
 from jaxrl.policies import build_policy
+from jaxrl.rollout import AutoFragment
 from jaxrl.schedules import Coeff
 from jaxrl.trainers import CommonConfig, build_trainer
 from jaxrl.trainers.setup import check_batch_sizes
@@ -36,6 +37,8 @@ from jaxrl.types import Array
 class PPOConfig(CommonConfig):
     """Options of PPO."""
 
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(None)
+
     rollout_fragment_length: int | Literal["auto"] = option(
         "auto", "Steps of each environment per fragment; 'auto': one round fills a train batch."
     )
@@ -44,7 +47,7 @@ class PPOConfig(CommonConfig):
     num_sgd_iter: int = option(30, "Epochs over each train batch.", low=1)
     lr: Coeff = option(5e-5, "Learning rate, or a schedule [[t, value], ...].", traced=True)
     kl_coeff: float = option(0.2, "Initial coefficient of the KL penalty, which adapts; 0: no penalty.", traced=True)
-    kl_target: float = option(0.01, "KL divergence per train batch that kl_coeff adapts to.")
+    kl_target: float = option(0.01, "KL divergence per train batch that kl_coeff adapts to.", of_policy=True)
     clip_param: Coeff = option(0.3, "Probability ratios are clipped to [1 - clip_param, 1 + clip_param].", traced=True)
     vf_clip_param: Coeff = option(
         10.0, "Value predictions are clipped to this distance from the old ones.", traced=True
@@ -53,7 +56,7 @@ class PPOConfig(CommonConfig):
     entropy_coeff: Coeff = option(0.0, "Weight of the entropy bonus.", traced=True)
     entropy_coeff_schedule: list | None = option(None, "Schedule of the entropy coefficient: [[t, value], ...].")
     vf_share_layers: bool | None = option(
-        None, "Policy and value function share layers; None: as model.vf_share_layers."
+        None, "Policy and value function share layers; None: as model.vf_share_layers.", of_policy=True
     )
     model: ModelConfig = option(ModelConfig(vf_share_layers=False), "Options of the model.")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,8 @@ from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.models import Model, ModelConfig, make_q_model
 from jaxrl.policies import build_policy, target_update
-from jaxrl.replay import sequence_priorities, sequence_replay
+from jaxrl.replay import ReplayBuffer, sequence_priorities, sequence_replay
+from jaxrl.rollout import AutoFragment
 from jaxrl.trainers import build_trainer, off_policy
 from jaxrl.trainers.support import Support
 from jaxrl.types import Array, ConfigError, LearnOutput, LossContext, Params, PyTree
@@ -61,10 +62,16 @@ class R2D2PolicyConfig(SimpleQPolicyConfig):
 class R2D2Config(R2D2PolicyConfig, off_policy.OffPolicyConfig):
     """Options of R2D2."""
 
-    rollout_fragment_length: int = option(40, "Steps of each environment per fragment.", low=1)
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(40, None)
+
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment; 'auto': 40."
+    )
     train_batch_size: int = option(640, "Rows of a batch, a multiple of max_seq_len: one gradient step.", low=1)
     prioritized_replay: bool = option(True, "Draw sequences by priority, the size of their TD errors, not evenly.")
-    priority_eta: float = option(0.9, "Share of the largest TD error in a sequence's priority.", low=0, high=1)
+    priority_eta: float = option(
+        0.9, "Share of the largest TD error in a sequence's priority.", low=0, high=1, of_policy=True
+    )
 
 
 def make_model(obs_space: Any, action_space: Any, num_outputs: int, config: Any) -> Model:
@@ -187,18 +194,24 @@ R2D2Policy = build_policy(
 )
 
 
+def make_buffer(config: Any) -> ReplayBuffer:
+    """The replay buffer of sequences that a policy's options ask for."""
+    return sequence_replay(
+        config.buffer_size, alpha=config.prioritized_replay_alpha if config.prioritized_replay else 0.0
+    )
+
+
 def execution_plan(ctx: PlanContext) -> LocalIterator:
     """The plan of DQN, on sequences."""
     config = ctx.config
 
-    def priorities(batch: SampleBatch, td_error: np.ndarray) -> np.ndarray:
-        learned = learned_rows(n_step_returns(batch, config.n_step, config.gamma).known, config.burn_in)
-        return sequence_priorities(td_error, learned, config.priority_eta)
+    def priorities(batch: SampleBatch, td_error: np.ndarray, own: Any) -> np.ndarray:
+        learned = learned_rows(n_step_returns(batch, own.n_step, own.gamma).known, own.burn_in)
+        return sequence_priorities(td_error, learned, own.priority_eta)
 
-    alpha = config.prioritized_replay_alpha if config.prioritized_replay else 0.0
     return off_policy.replay_plan(
         ctx,
-        sequence_replay(config.buffer_size, alpha=alpha),
+        make_buffer,
         batch_items=config.train_batch_size // _sequence_length(config),
         priorities=priorities,
     )

@@ -47,7 +47,7 @@ class SACPolicyConfig(ActorCriticPolicyConfig):
         {"type": "StochasticSampling", "random_timesteps": 1500}, "Exploration: {'type': name, **options}."
     )
     twin_q: bool = option(True, "Two critics, of whose values the smaller counts.")
-    initial_alpha: float = option(1.0, "First temperature: the weight of entropy against reward.")
+    initial_alpha: float = option(1.0, "First temperature: the weight of entropy against reward.", begins="log_alpha")
     target_entropy: float | Literal["auto"] = option(
         "auto",
         "Entropy in nats that the temperature aims at; 'auto': -1 per action entry, 98% of the largest if discrete.",

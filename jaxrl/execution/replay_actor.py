@@ -51,7 +51,7 @@ class ReplayActor:
     """A replay memory that others reach by calls; made into a Ray actor by `ShardedReplay`.
 
     Args:
-        buffer: the functions of its replay buffers.
+        buffers: the functions of its replay buffers, for all policies or by policy.
         policies: ids of the policies that learn.
         seed: of the draws.
         learning_starts, lockstep: as of `ReplayMemory`.
@@ -66,7 +66,7 @@ class ReplayActor:
 
     def __init__(
         self,
-        buffer: ReplayBuffer,
+        buffers: ReplayBuffer | Mapping[PolicyID, ReplayBuffer],
         policies: tuple[PolicyID, ...],
         *,
         seed: tuple[int, ...],
@@ -74,7 +74,7 @@ class ReplayActor:
         lockstep: bool = False,
     ):
         self._memory = ReplayMemory(
-            buffer, policies, learning_starts=learning_starts, lockstep=lockstep, store_in_checkpoints=True
+            buffers, policies, learning_starts=learning_starts, lockstep=lockstep, store_in_checkpoints=True
         )
         key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
         self._key = int(key[0]) | int(key[1]) << 64
@@ -122,7 +122,7 @@ class ReplayActor:
             CheckpointError: see `ReplayMemory.load`.
         """
         self._loaded = self._memory.load(pathlib.Path(directory))
-        return {pid: self._memory.buffer.size(state) for pid, state in self._loaded.items()}
+        return {pid: self._memory.buffers[pid].size(state) for pid, state in self._loaded.items()}
 
     def restore(self) -> ShardStats:
         """Puts what `load` has read in the place of the contents."""

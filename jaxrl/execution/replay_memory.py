@@ -26,7 +26,8 @@ class ReplayMemory:
     """Owns the states of the replay buffers, which the operators of a plan share.
 
     Args:
-        buffer: the functions of a replay buffer; each policy has a state of its own, made with its first fragment.
+        buffers: the functions of a replay buffer, the same for all policies or by policy; each policy has a state of
+            its own, made with its first fragment.
         policies: ids of the policies that learn; the rows of others are not kept.
         learning_starts: rows of each policy before the first batch is drawn.
         lockstep: all policies' batches are of the same time steps: one draw stands for all.
@@ -40,14 +41,16 @@ class ReplayMemory:
 
     def __init__(
         self,
-        buffer: ReplayBuffer,
+        buffers: ReplayBuffer | Mapping[PolicyID, ReplayBuffer],
         policies: tuple[PolicyID, ...],
         *,
         learning_starts: int = 0,
         lockstep: bool = False,
         store_in_checkpoints: bool = False,
     ):
-        self.buffer, self.policies, self.lockstep = buffer, policies, lockstep
+        alike = buffers if isinstance(buffers, Mapping) else dict.fromkeys(policies, buffers)
+        self.buffers: dict[PolicyID, ReplayBuffer] = {pid: alike[pid] for pid in policies}
+        self.policies, self.lockstep = policies, lockstep
         self.learning_starts, self.store_in_checkpoints = learning_starts, store_in_checkpoints
         self.states: dict[PolicyID, Any] = {}
         self.on_device: JaxReplayState | None = None
@@ -60,7 +63,7 @@ class ReplayMemory:
         Raises:
             ConfigError: it has none: it holds sequences, or the newest frames of stacks.
         """
-        return jax_twin(self.buffer)
+        return jax_twin(self.buffers[self.policies[0]])
 
     def add(self, batch: MultiAgentBatch, priorities: Mapping[PolicyID, np.ndarray] | None = None) -> None:
         """Stores the rows of every policy that learns.
@@ -72,20 +75,24 @@ class ReplayMemory:
         for pid in self.policies:
             if pid not in batch:
                 continue
+            buffer = self.buffers[pid]
             if pid not in self.states:
-                self.states[pid] = self.buffer.init(batch[pid])
+                self.states[pid] = buffer.init(batch[pid])
             head = self.states[pid].head
-            self.states[pid] = state = self.buffer.add(self.states[pid], batch[pid])
+            self.states[pid] = state = buffer.add(self.states[pid], batch[pid])
             if priorities and pid in priorities:
-                capacity, given = self.buffer.spec.capacity, priorities[pid]
+                capacity, given = buffer.spec.capacity, priorities[pid]
                 kept = np.arange(max(0, len(given) - capacity), len(given))
-                self.states[pid] = self.buffer.update(state, (head + kept) % capacity, given[kept])
+                self.states[pid] = buffer.update(state, (head + kept) % capacity, given[kept])
 
     @property
     def ready(self) -> bool:
         """Whether every policy that has acted has enough rows to learn from."""
         needed = max(1, self.learning_starts)
-        return bool(self.states) and all(self.buffer.size(state) >= needed for state in self.states.values())
+        return bool(self.states) and all(size >= needed for size in self._sizes().values())
+
+    def _sizes(self) -> dict[PolicyID, int]:
+        return {pid: self.buffers[pid].size(state) for pid, state in self.states.items()}
 
     def sample(self, rng: np.random.Generator, n: int, beta: float) -> MultiAgentBatch:
         """`n` rows of every policy, with importance weights for `beta`.
@@ -94,7 +101,7 @@ class ReplayMemory:
             ConfigError: in lockstep, policies hold different numbers of rows.
         """
         if self.lockstep:
-            sizes = {pid: self.buffer.size(state) for pid, state in self.states.items()}
+            sizes = self._sizes()
             if len(set(sizes.values())) > 1:
                 raise ConfigError(
                     f"replay_mode='lockstep': expected as many rows of every policy, got {sizes}; every agent must act "
@@ -102,7 +109,7 @@ class ReplayMemory:
                 )
         shared = rng.random(n) if self.lockstep else None
         batches = {
-            pid: self.buffer.sample(state, rng.random(n) if shared is None else shared, beta)
+            pid: self.buffers[pid].sample(state, rng.random(n) if shared is None else shared, beta)
             for pid, state in self.states.items()
         }
         return MultiAgentBatch(batches, env_steps=max(batch.count for batch in batches.values()))
@@ -125,7 +132,7 @@ class ReplayMemory:
             priorities: as many.
             added: what `added` was when they were sampled: those overwritten since are left alone. None: none were.
         """
-        self.states[policy_id] = self.buffer.update(self.states[policy_id], indexes, priorities, added)
+        self.states[policy_id] = self.buffers[policy_id].update(self.states[policy_id], indexes, priorities, added)
 
     @property
     def added(self) -> dict[PolicyID, int]:
@@ -138,7 +145,7 @@ class ReplayMemory:
             size, size_bytes = int(self.on_device.size), self.compiled.nbytes(self.on_device)
             return {self.policies[0]: {"size": size, "size_bytes": size_bytes}}
         return {
-            pid: {"size": self.buffer.size(state), "size_bytes": self.buffer.nbytes(state)}
+            pid: {"size": self.buffers[pid].size(state), "size_bytes": self.buffers[pid].nbytes(state)}
             for pid, state in self.states.items()
         }
 
@@ -171,7 +178,7 @@ class ReplayMemory:
         unknown = sorted(set(found) - set(self.policies))
         if unknown:
             raise CheckpointError(f"{directory}: replay contents of policies {unknown}; there are {self.policies}.")
-        return {pid: load(self.buffer, path) for pid, path in found.items()}
+        return {pid: load(self.buffers[pid], path) for pid, path in found.items()}
 
     def restore(self, contents: dict[PolicyID, Any]) -> None:
         """Takes what `load` gave in the place of all contents."""

@@ -103,7 +103,7 @@ def UpdatePriorities(
     memory: ReplayMemory,
     *,
     eps: float = 1e-6,
-    priorities: Callable[[SampleBatch, Any], Any] = lambda batch, td_error: abs(td_error),
+    priorities: Callable[[SampleBatch, Any, Any], Any] = lambda batch, td_error, config: abs(td_error),
 ) -> Operator:
     """Gives the rows of a batch that was learned from new priorities: `|td_error| + eps`.
 
@@ -113,7 +113,7 @@ def UpdatePriorities(
         ctx: the plan's context.
         memory: the replay memory that the batch came from.
         eps: added, so that every row can be drawn again.
-        priorities: `(batch, td_error) -> priorities`, before eps; of each row, or of each sequence.
+        priorities: `(batch, td_error, the policy's options) -> priorities`, before eps; of each row, or sequence.
 
     Raises:
         LossError: (while iterating) the loss returns no such row.
@@ -123,11 +123,13 @@ def UpdatePriorities(
         batch, info = item
         for pid in info:
             td_error = np.asarray(_td_error(ctx.learners[pid].rows, pid))
-            memory.update(pid, batch[pid], priorities(batch[pid], td_error) + eps)
+            new = priorities(batch[pid], td_error, ctx.learners[pid].policy.spec.config)
+            memory.update(pid, batch[pid], new + eps)
         return state, item
 
     def update(turn: Turn, world: World, state: Any, item: Trained, key: Any) -> tuple[World, Any, Trained]:
-        new = priorities(item.batch, _td_error(item.rows, next(iter(ctx.learners)))) + eps
+        ((pid, learner),) = ctx.learners.items()
+        new = priorities(item.batch, _td_error(item.rows, pid), learner.policy.spec.config) + eps
         indexes = item.batch["batch_indexes"]
         return world._replace(memory=memory.compiled.update(world.memory, indexes, new)), state, item
 
@@ -144,7 +146,7 @@ def _td_error(rows: Mapping[str, Any], policy_id: PolicyID) -> Any:
 
 
 def UpdateTargetNetwork(
-    ctx: PlanContext, target_update_freq: int, *, tau: float = 1.0, by_steps_trained: bool = False
+    ctx: PlanContext, target_update_freq: int, *, tau: float | None = 1.0, by_steps_trained: bool = False
 ) -> Operator:
     """Moves the target networks towards the networks that learn, after each `target_update_freq` env steps.
 
@@ -153,24 +155,27 @@ def UpdateTargetNetwork(
     Args:
         ctx: the plan's context.
         target_update_freq: env steps between updates.
-        tau: `target = tau * params + (1 - tau) * target`.
+        tau: `target = tau * params + (1 - tau) * target`; None: by each policy's own option `tau`.
         by_steps_trained: count the steps trained on instead of those sampled.
     """
     counter = STEPS_TRAINED if by_steps_trained else STEPS_SAMPLED
+
+    def tau_of(pid: PolicyID) -> float:
+        return ctx.learners[pid].policy.spec.config.tau if tau is None else tau
 
     def apply(last: int, item: Any) -> tuple[int, Any]:
         now = ctx.counters[counter]
         if now - last < target_update_freq:
             return last, item
         for pid in ctx.policies_to_train:
-            ctx.learners[pid].update_target(tau)
+            ctx.learners[pid].update_target(tau_of(pid))
         ctx.counters[NUM_TARGET_UPDATES] += 1
         ctx.counters[LAST_TARGET_UPDATE_TS] = now
         return now, item
 
     def follow(turn: Turn, world: World, last: Any, item: Any, key: Any) -> tuple[World, Any, Any]:
         due = turn.sampled - last >= np.uint32(target_update_freq)
-        train = world.train
+        train, tau = world.train, tau_of(next(iter(ctx.learners)))
         params = followed(train.params, train.target_params)
         target = jax.lax.cond(
             due,

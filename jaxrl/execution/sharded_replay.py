@@ -67,7 +67,7 @@ class ShardedReplay:
 
     Args:
         config: options of faults, the seed, `buffer_size`, `learning_starts`, `num_replay_buffer_shards`, ...
-        buffer: the functions of each shard's buffers.
+        buffers: the functions of each shard's buffers, by policy.
         policies: ids of the policies that learn.
         budget: of restarts.
         counters: counts num_replay_shard_restarts and num_replay_rows_lost.
@@ -77,7 +77,7 @@ class ShardedReplay:
     def __init__(
         self,
         config: Any,
-        buffer: ReplayBuffer,
+        buffers: Mapping[PolicyID, ReplayBuffer],
         policies: tuple[PolicyID, ...],
         budget: FailureBudget,
         counters: Any,
@@ -90,7 +90,7 @@ class ShardedReplay:
         from jaxrl.execution.replay_actor import ReplayActor
 
         self.config, self.budget, self.counters, self.num_async = config, budget, counters, num_async
-        self._arguments = (buffer, policies)
+        self._arguments = (buffers, policies)
         self._options = {
             "learning_starts": -(-config.learning_starts // config.num_replay_buffer_shards),
             "lockstep": config.replay_mode == "lockstep",

@@ -128,7 +128,8 @@ def _prioritize(worker: Any, state: _State, batch: SampleBatch | MultiAgentBatch
                 continue
             key = fold_in(state.key, np.uint32(state.fragments))
             where = f"policy {pid!r} on worker {worker.worker_index}"
-            sizes = {"n_step": config.n_step, "gamma": config.gamma}
+            chosen = worker.policies[pid].spec.config
+            sizes = {"n_step": chosen.n_step, "gamma": chosen.gamma}
             errors = priorities_of(rows, own, worker.weights[pid], key, where=where, **sizes)
             priorities[pid] = errors + np.float32(config.prioritized_replay_eps)
     contents: Any = Contents(kept, priorities)

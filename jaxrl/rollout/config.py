@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from jaxrl.callbacks import Callbacks
 from jaxrl.config import option
@@ -25,15 +25,36 @@ class MultiAgentConfig:
     policies_to_train: list[str] | None = option(None, "Ids of the policies that learn; None: all of them.")
 
 
+class AutoFragment(NamedTuple):
+    """How long a fragment is where `rollout_fragment_length` is "auto".
+
+    Attributes:
+        near: its length is the divisor nearest to this of the steps that fill a batch; None: all of them.
+        of: what a whole number of fragments fills: the fragments of all workers ("round"), or of one ("worker"); None:
+            nothing, so that its length is `near`.
+        sizes: options that say the size of a batch; the first that is set counts.
+    """
+
+    near: int | None
+    of: Literal["round", "worker"] | None = "round"
+    sizes: tuple[str, ...] = ("train_batch_size",)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RolloutConfig:
     """Options of sampling.
 
     Attributes:
+        of_run: options of policies that an algorithm has one value of for the whole run, with the reason.
+        auto_fragment: what `rollout_fragment_length="auto"` stands for.
+        without_meaning: options that an algorithm refuses, with the reason.
         workers_learn: set by algorithms whose workers compute gradients, on a GPU where they are given one.
     """
 
     workers_learn: ClassVar[bool] = False
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(200)
+    without_meaning: ClassVar[Mapping[str, str]] = {}
+    of_run: ClassVar[Mapping[str, str]] = {"explore": "workers explore with all policies or with none"}
 
     env: Any = option(
         None, "Gymnasium id, registered name, class, 'module:Class', creator function, or list of environments."
@@ -42,7 +63,7 @@ class RolloutConfig:
     num_workers: int = option(0, "Rollout workers on Ray actors; 0: sample in-process, without Ray.", low=0)
     num_envs_per_worker: int = option(1, "Environments that each worker steps together.", low=1)
     rollout_fragment_length: int | Literal["auto"] = option(
-        200, "Steps of each environment per fragment; 'auto': train_batch_size over workers and environments."
+        200, "Steps of each environment per fragment; 'auto': such that fragments fill train batches."
     )
     batch_mode: str = option(
         "truncate_episodes",
@@ -79,7 +100,11 @@ class RolloutConfig:
         "NoFilter, or MeanStdFilter: observations to mean 0 and deviation 1, clipped to 10 deviations.",
         choices=("NoFilter", "MeanStdFilter"),
     )
-    synchronize_filters: bool = option(True, "Merge the workers' filter statistics after each iteration.")
+    synchronize_filters: bool = option(
+        True,
+        "Send the merged filter statistics to all workers after each iteration; False: each filters by its own, and "
+        "evaluation by all.",
+    )
     callbacks: Callbacks | None = option(None, "Functions called at every hook of sampling and training.")
     seed: int | None = option(
         None,

@@ -14,7 +14,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from jaxrl.execution.sharded_ops import (
 from jaxrl.execution.sharded_replay import ShardedReplay
 from jaxrl.execution.worker_priorities import PRIORITIZE
 from jaxrl.policies import TrainState, followed
+from jaxrl.rollout import AutoFragment
 from jaxrl.schedules import LinearSchedule
 from jaxrl.trainers import off_policy
 from jaxrl.types import ConfigError, Params
@@ -53,8 +54,12 @@ ROLLOUTS_IN_FLIGHT = 2
 class ApexConfig(off_policy.OffPolicyConfig):
     """Options of Ape-X's algorithms."""
 
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(50, None)
+
     num_workers: int = option(2, "Rollout workers on Ray actors, one at least.", low=0)
-    rollout_fragment_length: int | Literal["auto"] = option(50, "Steps of each environment per fragment.")
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment; 'auto': 50."
+    )
     train_batch_size: int = option(512, "Rows of a batch drawn from a replay shard: one gradient step.", low=1)
     timesteps_per_iteration: int = option(25_000, "Env steps of an iteration at least; 0: one gradient step.", low=0)
     training_intensity: float | None = option(
@@ -75,7 +80,11 @@ def execution_plan(ctx: PlanContext) -> LocalIterator:
     """Three plans side by side: rollouts into the shards; batches to the learner; what it has learned to the shards."""
     config = ctx.config
     shards = ctx.shards = ShardedReplay(
-        config, make_shard_buffer(config), ctx.policies_to_train, ctx.workers.budget, ctx.counters
+        config,
+        off_policy.policy_buffers(ctx, make_shard_buffer),
+        ctx.policies_to_train,
+        ctx.workers.budget,
+        ctx.counters,
     )
     prioritized = config.prioritized_replay
     thread = ctx.learner_thread = LearnerThread(ctx, queue_size=QUEUE_SIZE, wants_rows=prioritized)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -56,6 +57,7 @@ def build_trainer(
         "default_config": default_config,
         "execution_plan": execution_plan,
         "validate_config": validate_config,
+        "coeffs": {},
     }
     return _make_class(parts, sys._getframe(1).f_globals.get("__name__", __name__))
 
@@ -67,9 +69,18 @@ def _make_class(parts: Mapping[str, Any], module: str) -> type[Trainer]:
         base = default_config
     if isinstance(factory.default_config, Mapping):
         defaults = {**factory.default_config, **defaults}
+    known = {field.name for field in dataclasses.fields(base)}
+    defaults = {**{key: value for key, value in parts["coeffs"].items() if key in known}, **defaults}
 
     def with_updates(**overrides: Any) -> type[Trainer]:
-        """The same trainer with some parts replaced; keywords as of `build_trainer`."""
+        """The same trainer with some parts replaced; keywords as of `build_trainer`.
+
+        Another loss brings its own numbers: they are the defaults of the options that they are called like, where no
+        `default_config` comes with it.
+        """
+        other = overrides.get("default_policy")
+        if other is not None and other.loss_fn is not factory.loss_fn:
+            overrides["coeffs"] = {} if "default_config" in overrides else other.coeffs
         return _make_class({**parts, **overrides}, sys._getframe(1).f_globals.get("__name__", __name__))
 
     plan = parts["execution_plan"]

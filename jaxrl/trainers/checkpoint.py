@@ -8,8 +8,8 @@
 | `arrays.safetensors` | the arrays |
 | `replay/` | contents of the replay memory, where `store_buffer_in_checkpoints` asks for them |
 
-The state holds learners (parameters, optimiser, coeffs, keys), counters, the plan's operator states, and where every
-worker stands.
+The state holds learners (parameters, optimiser, coeffs, keys, and the options that these are made of), counters, the
+plan's operator states, and where every worker stands.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import jax
 from jaxrl import config as config_lib
 from jaxrl import trees
 from jaxrl.envs import env_name
-from jaxrl.execution.iterators import LocalIterator
+from jaxrl.trainers import restoring
 from jaxrl.types import CheckpointError, JaxrlError, Params
 
 FORMAT_VERSION = 1
@@ -97,7 +97,7 @@ def write(trainer: Any, directory: pathlib.Path) -> None:
         structure, arrays = trees.encode(_state(trainer))
     trees.write_arrays(directory / "arrays.safetensors", arrays)
     _write_json(directory / "state.json", structure)
-    _write_json(directory / "config.json", config_lib.to_json(trainer.options))
+    _write_json(directory / "config.json", config_lib.to_json(trainer.asked))
     for memory in (trainer.context.memory, trainer.context.shards):
         if memory is not None:
             memory.save(directory / "replay")
@@ -128,6 +128,10 @@ def _metadata(trainer: Any) -> dict[str, Any]:
 def _state(trainer: Any) -> dict[str, Any]:
     return {
         "learners": {pid: trees.flatten_with_paths(learner.state) for pid, learner in trainer.learners.items()},
+        "options": {
+            "seed": trainer.options.seed,
+            "learners": {pid: restoring.learner_options(learner) for pid, learner in trainer.learners.items()},
+        },
         "learner_info": trainer.context.learner_info,
         "counters": trainer.context.counters.save(),
         "engine": _engine(trainer),
@@ -177,7 +181,9 @@ def load(trainer: Any, directory: pathlib.Path) -> None:
 def _replace(trainer: Any, state: Mapping[str, Any], directory: pathlib.Path) -> None:
     before = _state(trainer)
     try:
-        _apply(trainer, state, f"{directory}")
+        # Where options have changed, a plan may have other nodes: what they make anew begins anew.
+        changed = _read_json(directory / "config.json") != config_lib.to_json(trainer.asked)
+        _apply(trainer, state, f"{directory}", changed=changed)
     except Exception as error:  # whatever goes wrong here, the trainer stays what it was
         _apply(trainer, before, "the trainer's own state")
         if isinstance(error, JaxrlError):
@@ -191,19 +197,24 @@ def _replace(trainer: Any, state: Mapping[str, Any], directory: pathlib.Path) ->
         trainer.context.learner_thread.forget()  # batches that wait were sampled by other weights
 
 
-def _apply(trainer: Any, state: Mapping[str, Any], where: str) -> None:
-    learners = {
-        pid: trees.restore_like(learner.state, state["learners"][pid], f"{where}: policy {pid!r}")
-        for pid, learner in trainer.learners.items()
-    }
+def _apply(trainer: Any, state: Mapping[str, Any], where: str, *, changed: bool = False) -> None:
+    options = state.get("options", {"seed": trainer.options.seed, "learners": {}})
+    other_seed = options["seed"] != trainer.options.seed
+    learners = {}
+    for pid, learner in trainer.learners.items():
+        known = options["learners"].get(pid)
+        learners[pid] = restoring.learner_state(learner, state["learners"][pid], known, f"{where}: policy {pid!r}")
+        if other_seed:
+            learners[pid] = learners[pid].replace(key=learner.state.key)
     plan = state["plan"]
     if state.get("engine", "workers") != _engine(trainer):
-        plan = _results_alone(trainer.plan, plan)
-    elif not trainer.workers.fits(state["workers"]):
-        # What waits in shards belongs to workers that are no more.
-        shards = [node["kind"].startswith("gather") for node in plan["nodes"]]
-        nodes = [{**node, "state": None} if own else node for own, node in zip(shards, plan["nodes"], strict=True)]
-        plan = {**plan, "nodes": nodes}
+        plan = restoring.results_alone(trainer.plan, plan)
+    else:
+        plan = restoring.plan_state(trainer.plan, plan) if changed else plan
+        if not trainer.workers.fits(state["workers"]):
+            plan = restoring.without_items_of_shards(plan)
+        if trainer.compiled is not None:
+            plan = restoring.with_world_that_fits(plan, trainer.compiled, anew=other_seed)
     trainer.plan.set_state(plan)
     for pid, learner in trainer.learners.items():
         learner.state = learners[pid]
@@ -216,18 +227,6 @@ def _apply(trainer: Any, state: Mapping[str, Any], where: str) -> None:
 
 def _engine(trainer: Any) -> str:
     return "workers" if trainer.compiled is None else "compiled"
-
-
-def _results_alone(plan: LocalIterator, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The state for `plan` of one that another engine ran: what makes results goes on, what samples begins anew."""
-    found = {(node["name"], node["kind"]): node for node in saved["nodes"]}
-    nodes = []
-    for node in plan.nodes():
-        operator = getattr(node, "operator", None)
-        known = found.get((node.name, node.kind)) if operator is not None and operator.between_rounds else None
-        fresh = {"name": node.name, "kind": node.kind, "in": 0, "out": 0, "state": None}
-        nodes.append(fresh if known is None else known)
-    return {"nodes": nodes}
 
 
 def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict[str, Any]:
@@ -273,7 +272,7 @@ def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict
     if algorithm is not None and metadata.get("algorithm") != algorithm:
         raise CheckpointError(
             f"{directory}: is a checkpoint of {metadata.get('algorithm')}, not of {algorithm}; use "
-            f"{metadata.get('algorithm')}Trainer."
+            f"{metadata.get('algorithm')}Trainer (--run {metadata.get('algorithm')})."
         )
     return metadata
 

@@ -15,6 +15,10 @@ from jaxrl.rollout import RolloutConfig
 class CommonConfig(RolloutConfig, PolicyConfig):
     """Options of a trainer: those of sampling and of policies, and how a run is cut, evaluated and placed."""
 
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment; 'auto': about 200, such that fragments fill train batches."
+    )
+
     engine: Literal["auto", "workers", "compiled"] = option(
         "auto",
         "workers: environments step in-process or on Ray actors; compiled: acting, stepping and learning are one "

@@ -38,7 +38,9 @@ def evaluation_options(options: Any) -> Any:
 def make_evaluation_workers(trainer: Any) -> WorkerSet:
     """Workers with environments of their own, for the policies of a trainer."""
     options = evaluation_options(trainer.options)
-    recipes = {pid: recipe._replace(config=options) for pid, recipe in trainer.recipes.items()}
+    recipes = {
+        pid: recipe._replace(config=evaluation_options(recipe.config)) for pid, recipe in trainer.recipes.items()
+    }
     workers = WorkerSet(options, trainer.policies, recipes)
     workers.foreach_worker("freeze_filters")
     return workers

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxrl.config import option
 from jaxrl.envs import stacked_frames
@@ -24,17 +24,32 @@ from jaxrl.execution.replay_ops import (
 from jaxrl.execution.rollout_ops import ParallelRollouts
 from jaxrl.execution.train_ops import TrainOneStep
 from jaxrl.policies import PolicyConfig
-from jaxrl.replay import ReplayBuffer, prioritized_replay, uniform_replay
+from jaxrl.replay import ReplayBuffer, ReplaySpec, prioritized_replay, uniform_replay
+from jaxrl.rollout import AutoFragment
 from jaxrl.schedules import Coeff, LinearSchedule
 from jaxrl.trainers.config import CommonConfig
-from jaxrl.types import ConfigError
+from jaxrl.types import ConfigError, PolicyID
+
+_ONE_STEP = "each batch of train_batch_size rows is one gradient step"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OffPolicyConfig(CommonConfig):
     """Options of algorithms that learn from replayed experience."""
 
-    rollout_fragment_length: int | Literal["auto"] = option(4, "Steps of each environment per fragment.")
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(4, None)
+    of_run: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("num_sgd_iter", "sgd_minibatch_size", "shuffle_sequences"), _ONE_STEP),
+        "target_network_update_freq": "the plan updates the target networks of all policies together",
+    }
+    without_meaning: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("lambda", "use_gae", "use_critic"), "targets are of replayed rows, without GAE"),
+        "shuffle_sequences": "rows are drawn from the replay memory at random",
+    }
+
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment; 'auto': 4."
+    )
     train_batch_size: int = option(32, "Rows of a batch drawn from the replay memory: one gradient step.", low=1)
     timesteps_per_iteration: int = option(1000, "Env steps of an iteration at least; 0: one round of learning.", low=0)
     training_intensity: float | None = option(
@@ -42,11 +57,13 @@ class OffPolicyConfig(CommonConfig):
         "Rows trained on for each env step sampled: train_batch_size is one gradient step per env step; None: one "
         "gradient step for each round of rollouts.",
     )
-    buffer_size: int = option(50_000, "Rows that the replay memory of each policy holds.", low=1)
+    buffer_size: int = option(50_000, "Rows that the replay memory of each policy holds.", low=1, of_policy=True)
     learning_starts: int = option(1000, "Rows of each policy before learning begins.", low=0)
-    n_step: int = option(1, "Steps that a replayed row's reward sums, at most to its episode's end.", low=1)
+    n_step: int = option(
+        1, "Steps that a replayed row's reward sums, at most to its episode's end.", low=1, of_policy=True
+    )
     prioritized_replay: bool = option(False, "Draw rows by priority, the size of their TD error, instead of evenly.")
-    prioritized_replay_alpha: float = option(0.6, "Exponent of priorities; 0: none.", low=0)
+    prioritized_replay_alpha: float = option(0.6, "Exponent of priorities; 0: none.", low=0, of_policy=True)
     prioritized_replay_beta: float = option(0.4, "Exponent of the importance weights at the beginning.", low=0, high=1)
     final_prioritized_replay_beta: float = option(0.4, "Exponent of the importance weights at last.", low=0, high=1)
     prioritized_replay_beta_annealing_timesteps: int = option(
@@ -90,8 +107,12 @@ class ActorCriticPolicyConfig(PolicyConfig):
 class ActorCriticConfig(OffPolicyConfig):
     """Options of off-policy actor-critics."""
 
+    auto_fragment: ClassVar[AutoFragment] = AutoFragment(8, None)
+
     normalize_actions: bool = option(True, "Policies act in [-1, 1], mapped to the bounds of the Box action space.")
-    rollout_fragment_length: int | Literal["auto"] = option(8, "Steps of each environment per fragment.")
+    rollout_fragment_length: int | Literal["auto"] = option(
+        "auto", "Steps of each environment per fragment; 'auto': 8."
+    )
     train_batch_size: int = option(256, "Rows of a batch drawn from the replay memory: one gradient step.", low=1)
     training_intensity: float | None = option(
         None, "Rows trained on for each env step sampled; None: train_batch_size, one gradient step per env step."
@@ -110,11 +131,11 @@ def make_buffer(config: Any) -> ReplayBuffer:
     return uniform_replay(config.buffer_size, **options)
 
 
-def make_memory(ctx: PlanContext, buffer: ReplayBuffer) -> ReplayMemory:
+def make_memory(ctx: PlanContext, make_buffer: Callable[[Any], ReplayBuffer]) -> ReplayMemory:
     """The replay memory of a plan, known to its context: results show its size, and checkpoints may hold it."""
     config = ctx.config
     ctx.memory = ReplayMemory(
-        buffer,
+        policy_buffers(ctx, make_buffer),
         ctx.policies_to_train,
         learning_starts=config.learning_starts,
         lockstep=config.replay_mode == "lockstep",
@@ -125,26 +146,43 @@ def make_memory(ctx: PlanContext, buffer: ReplayBuffer) -> ReplayMemory:
 
 def execution_plan(ctx: PlanContext) -> LocalIterator:
     """Two plans in turn: rollouts into the replay memory; batches from it to the learner."""
-    return replay_plan(ctx, make_buffer(ctx.config))
+    return replay_plan(ctx, make_buffer)
+
+
+def policy_buffers(ctx: PlanContext, make_buffer: Callable[[Any], ReplayBuffer]) -> dict[PolicyID, ReplayBuffer]:
+    """The replay buffer of each policy that learns, by its own options.
+
+    Raises:
+        ConfigError: a policy's model has a state, and the buffer holds single rows.
+    """
+    specs = {pid: ctx.learners[pid].policy.spec for pid in ctx.policies_to_train}
+    buffers = {pid: make_buffer(spec.config) for pid, spec in specs.items()}
+    for pid, spec in specs.items():
+        if spec.recurrent and isinstance(buffers[pid].spec, ReplaySpec):
+            raise ConfigError(
+                f"policy {pid!r}: its model has a state (use_lstm, use_gru or a custom one), and single rows drawn "
+                "from a replay memory have none; take a model without one, or R2D2, which replays sequences."
+            )
+    return buffers
 
 
 def replay_plan(
     ctx: PlanContext,
-    buffer: ReplayBuffer,
+    make_buffer: Callable[[Any], ReplayBuffer],
     *,
     batch_items: int | None = None,
     priorities: Callable[..., Any] | None = None,
 ) -> LocalIterator:
-    """The plan of `execution_plan` with another replay buffer.
+    """The plan of `execution_plan` with other replay buffers.
 
     Args:
         ctx: the plan's context.
-        buffer: of rows, or of sequences.
+        make_buffer: function of a policy's options, of rows or of sequences.
         batch_items: rows, or sequences, of a train batch; None: `train_batch_size`.
         priorities: see `UpdatePriorities`.
     """
     config = ctx.config
-    memory = make_memory(ctx, buffer)
+    memory = make_memory(ctx, make_buffer)
     num_batches, weights = updates_in_turn(updates_per_round(config))
     beta = LinearSchedule(
         config.prioritized_replay_beta_annealing_timesteps,
@@ -158,7 +196,7 @@ def replay_plan(
         options = {} if priorities is None else {"priorities": priorities}
         learn = learn.for_each(UpdatePriorities(ctx, memory, eps=config.prioritized_replay_eps, **options))
     if config.target_network_update_freq:
-        learn = learn.for_each(UpdateTargetNetwork(ctx, config.target_network_update_freq, tau=config.tau))
+        learn = learn.for_each(UpdateTargetNetwork(ctx, config.target_network_update_freq, tau=None))
     both = Concurrently([store, learn], output_indexes=[1], round_robin_weights=weights, seed=config.seed)
     return StandardMetricsReporting(ctx, both)
 

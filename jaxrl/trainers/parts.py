@@ -16,9 +16,10 @@ from jaxrl.execution.learner import Learner
 from jaxrl.execution.programs import without_collection
 from jaxrl.policies import Policy
 from jaxrl.rollout import PolicyRecipe, WorkerSet, is_multi_agent
+from jaxrl.rollout.compiled_rollouts import check_rollout_options
 from jaxrl.rollout.compiled_workers import CompiledWorkers
 from jaxrl.trainers import engines, resources, setup
-from jaxrl.types import ConfigError, PolicyID
+from jaxrl.types import CannotCompileError, PolicyID
 
 
 class Parts(NamedTuple):
@@ -44,11 +45,12 @@ class Parts(NamedTuple):
     started_ray: bool
 
 
-def build_parts(cls: Any, options: Any, undo: contextlib.ExitStack) -> Parts:
+def build_parts(cls: Any, asked: Any, options: Any, undo: contextlib.ExitStack) -> Parts:
     """Builds all of a run.
 
     Args:
         cls: the Trainer class.
+        asked: the options as they were asked for.
         options: resolved.
         undo: what a failure has to end is put there.
 
@@ -60,12 +62,12 @@ def build_parts(cls: Any, options: Any, undo: contextlib.ExitStack) -> Parts:
         try:
             with without_collection():
                 return _compiled_parts(cls, options, jax_env, undo)
-        except ConfigError as error:
+        except CannotCompileError as error:
             engines.settle_for_workers(options, error)
     env = setup.probe_env(options)
     opened = undo.enter_context(contextlib.ExitStack())
     opened.callback(setup.close_env, env)
-    recipes = setup.make_recipes(options, cls.policy_factory, env)
+    recipes = setup.make_recipes(options, cls.policy_factory, env, functools.partial(cls.policy_options, asked))
     policies = {pid: recipe.build() for pid, recipe in recipes.items()}
     multi_agent = is_multi_agent(env)
     if options.num_workers > 0:
@@ -85,12 +87,14 @@ def build_parts(cls: Any, options: Any, undo: contextlib.ExitStack) -> Parts:
 def _compiled_parts(cls: Any, options: Any, env: JaxEnv, undo: contextlib.ExitStack) -> Parts:
     recipes = setup.make_recipes(options, cls.policy_factory, env)
     policies = {pid: recipe.build() for pid, recipe in recipes.items()}
+    for policy in policies.values():  # before the plan, which may ask for actors
+        check_rollout_options(policy, options)
     workers = CompiledWorkers(options, policies)
     context = PlanContext(options, cast("Any", workers), _learners(options, policies))
     plan = cls.execution_plan(context)
     try:
         engine = compiled_engine(context, plan, env, workers)
-    except ConfigError:
+    except Exception:
         context.stop()
         raise
     started_ray = False

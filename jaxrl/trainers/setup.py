@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 
-from jaxrl import config as config_lib
 from jaxrl.rollout import PolicyRecipe, is_multi_agent, make_worker_env
 from jaxrl.rollout.actions import policy_action_space
 from jaxrl.rollout.multi_agent_sampler import map_agents
@@ -27,20 +27,33 @@ def with_fragment_length(config: Any) -> Any:
     Raises:
         ConfigError: batch sizes that do not divide.
     """
-    columns = config.num_envs_per_worker * max(1, config.num_workers)
-    size, length = config.train_batch_size, config.rollout_fragment_length
+    length = config.rollout_fragment_length
     if length == "auto":
-        if size % columns:
-            raise ConfigError(
-                f"config: train_batch_size={size} does not divide among {columns} environments (num_envs_per_worker x "
-                "workers); "
-                f"use {size - size % columns or columns} or {size - size % columns + columns}, or set "
-                "rollout_fragment_length."
-            )
-        return dataclasses.replace(config, rollout_fragment_length=size // columns)
+        return dataclasses.replace(config, rollout_fragment_length=_auto_length(config))
     if length < 1:
         raise ConfigError(f"config: rollout_fragment_length should be at least 1 or 'auto', got {length}.")
     return config
+
+
+def _auto_length(config: Any) -> int:
+    near, of, sizes = config.auto_fragment
+    if of is None:
+        return near
+    name = next(name for name in sizes if getattr(config, name) is not None)
+    size, columns = getattr(config, name), config.num_envs_per_worker
+    if of == "round":
+        columns *= max(1, config.num_workers)
+    whole = max(1, size // columns)
+    if config.batch_mode != "truncate_episodes":
+        return whole if near is None else min(whole, near)
+    if size % columns:
+        counted = "num_envs_per_worker x workers" if of == "round" else "num_envs_per_worker"
+        raise ConfigError(
+            f"config: {name}={size} does not divide among {columns} environments ({counted}); use "
+            f"{size - size % columns or columns} or {size - size % columns + columns}, or set rollout_fragment_length."
+        )
+    divisors = [n for n in range(1, whole + 1) if whole % n == 0]
+    return whole if near is None else min(divisors, key=lambda n: abs(math.log(n / near)))
 
 
 def check_batch_sizes(config: Any) -> None:
@@ -70,13 +83,20 @@ def check_batch_sizes(config: Any) -> None:
         )
 
 
-def make_recipes(config: Any, factory: Any, env: Any) -> dict[PolicyID, PolicyRecipe]:
+OwnOptions = Callable[[PolicyID, Mapping[str, Any], Any], Any]
+"""`(policy id, its own options, its PolicyFactory or None) -> its complete options`; see `policy_options`."""
+
+
+def make_recipes(
+    config: Any, factory: Any, env: Any, own_options: OwnOptions | None = None
+) -> dict[PolicyID, PolicyRecipe]:
     """How to build each policy of a run.
 
     Args:
         config: the trainer's config.
         factory: the default PolicyFactory.
         env: a worker's environments, for their spaces.
+        own_options: makes the options of a policy that has some of its own; None: all have the trainer's.
 
     Raises:
         ConfigError: a policy's recipe is malformed, agents map to policies that do not exist or differ in spaces.
@@ -86,10 +106,12 @@ def make_recipes(config: Any, factory: Any, env: Any) -> dict[PolicyID, PolicyRe
             raise ConfigError("multiagent.policies is set, but the environment is no MultiAgentEnv; leave it out.")
         action_space = policy_action_space(env.action_space, normalize=config.normalize_actions)
         return {DEFAULT_POLICY_ID: PolicyRecipe(factory, env.observation_space, action_space, config, env.action_space)}
-    return _multi_agent_recipes(config, factory, env[0])
+    return _multi_agent_recipes(config, factory, env[0], own_options)
 
 
-def _multi_agent_recipes(config: Any, factory: Any, runner: Any) -> dict[PolicyID, PolicyRecipe]:
+def _multi_agent_recipes(
+    config: Any, factory: Any, runner: Any, own_options: OwnOptions | None
+) -> dict[PolicyID, PolicyRecipe]:
     options = config.multiagent
     declared: Mapping[PolicyID, Any] = {DEFAULT_POLICY_ID: None} if options.policies is None else options.policies
     agents_of = map_agents(runner, declared, options.policy_mapping_fn)
@@ -115,8 +137,8 @@ def _multi_agent_recipes(config: Any, factory: Any, runner: Any) -> dict[PolicyI
             action_space = runner.action_spaces[agents[0]] if action_space is None else action_space
         acting_space = policy_action_space(action_space, normalize=config.normalize_actions)
         own = config
-        if overrides:
-            own = config_lib.parse(type(config), overrides, base=config, where=f"multiagent.policies[{pid!r}]")
+        if own_options is not None and (overrides or chosen is not None):
+            own = own_options(pid, overrides, chosen)
         recipes[pid] = PolicyRecipe(factory if chosen is None else chosen, obs_space, acting_space, own, action_space)
     unknown = sorted(set(options.policies_to_train or ()) - set(recipes))
     if unknown:

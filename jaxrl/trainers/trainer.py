@@ -20,7 +20,7 @@ from jaxrl.execution.iterators import LocalIterator
 from jaxrl.policies import Policy, PolicyFactory
 from jaxrl.rollout import WorkerSet
 from jaxrl.tracebacks import users_frames
-from jaxrl.trainers import checkpoint, compilation, evaluation, resources, setup
+from jaxrl.trainers import checkpoint, compilation, evaluation, policy_options, resolving, resources
 from jaxrl.trainers.config import CommonConfig
 from jaxrl.trainers.inference import ActionComputer
 from jaxrl.trainers.parts import build_parts
@@ -62,12 +62,7 @@ class Trainer(tune.Trainable):
         env: Any = None,
         results_dir: str | pathlib.Path | None = None,
     ):
-        given = dict(config or {})
-        # Tune hands its own entries over in the config; the rest is never copied deeply, since it may hold
-        # environments.
-        tunes = {key: given.pop(key) for key in list(given) if key.startswith("__") and key.endswith("__")}
-        if env is not None:
-            given["env"] = env
+        tunes, given = resolving.split_given(type(self).__name__, config, env)
         self._given = given
         self._results_dir = results_dir
         with resources.quiet_tune() if storage is None else contextlib.nullcontext():
@@ -79,13 +74,14 @@ class Trainer(tune.Trainable):
         """Builds everything; called once by the constructor."""
         del config
         compilation.compile_seconds()
-        self.options = self.resolve_config(self._given)
+        self.asked = self.parse_config(self._given)
+        self.options = self.complete(self.asked)
         self.config = config_lib.to_dict(self.options)
         compilation.enable_compile_cache(self.options.compile_cache)
         self._stopped = False
         self._evaluation_workers: WorkerSet | None = None
         with users_frames(), contextlib.ExitStack() as undo:  # what a failure below has to end
-            parts = build_parts(type(self), self.options, undo)
+            parts = build_parts(type(self), self.asked, self.options, undo)
             undo.pop_all()
         self.options, self.recipes, self.policies, self.multi_agent = parts[:4]
         self.context, self.plan, self.compiled, self._started_ray = parts[4:]
@@ -100,17 +96,26 @@ class Trainer(tune.Trainable):
         Raises:
             ConfigError: an unknown or mistyped option, or options that do not fit together.
         """
-        options = config_lib.parse(cls.config_class, config, where=f"{cls.__name__} config")
-        if options.env is None:
-            raise ConfigError(f'{cls.__name__} config: no environment; set "env", e.g. {{"env": "CartPole-v1"}}.')
-        options = setup.with_fragment_length(setup.with_seed(options))
-        changed = cls.validate_config(options)
-        options = options if changed is None else changed
-        evaluation.evaluation_options(options)
-        return options
+        return cls.complete(cls.parse_config(config))
+
+    @classmethod
+    def complete(cls, options: Any) -> Any:
+        """What `parse_config` gave, complete and checked: 'auto' is a number."""
+        return resolving.resolve(cls, options)
+
+    @classmethod
+    def parse_config(cls, config: Mapping[str, Any]) -> Any:
+        """The options as they were asked for, with a seed ('auto' stays 'auto'): what checkpoints hold."""
+        return resolving.parse(cls, config)
+
+    @classmethod
+    def policy_options(cls, asked: Any, pid: PolicyID, given: Mapping[str, Any], chosen: PolicyFactory | None) -> Any:
+        """The options of one policy of several; see `policy_options.policy_options`."""
+        return policy_options.policy_options(cls, pid, given, asked, chosen)
 
     def step(self) -> dict[str, Any]:
         """One iteration; `train()` calls it."""
+        self._check_running("train")
         with users_frames():
             return self._iterate()
 
@@ -137,6 +142,29 @@ class Trainer(tune.Trainable):
         """Writes a result to the results directory, outside Tune."""
         if self._writer is not None:
             self._writer.write(result)
+
+    def _check_running(self, what: str) -> None:
+        if self._stopped:
+            told = f"{type(self).__name__}.{what}: the trainer was stopped, and its workers have ended"
+            raise ConfigError(f"{told}; make another one, or go on with from_checkpoint(path).")
+
+    def reset_config(self, new_config: Mapping[str, Any]) -> bool:
+        """Builds everything anew for other options, as Tune asks where trials share an actor (`reuse_actors`)."""
+        self.cleanup()
+        self._given = {key: value for key, value in new_config.items() if not key.startswith("__")}
+        self.setup({})
+        return True
+
+    def _export_model(self, export_formats: list[str], export_dir: str) -> dict[str, str]:
+        raise ConfigError(
+            f"export_model: jaxrl exports no {', '.join(map(repr, export_formats))} into {export_dir!r}; save() writes "
+            "the parameters as arrays.safetensors, and get_policy().act is a pure function that jax.export takes."
+        )
+
+    @property
+    def logdir(self) -> str | None:
+        """Where results go."""
+        return self._logdir if self._storage else str(self.results_dir)
 
     def cleanup(self) -> None:
         """Ends workers, closes files; `stop()` calls it."""
@@ -175,6 +203,7 @@ class Trainer(tune.Trainable):
         Returns:
             Episode statistics under the same keys as training results.
         """
+        self._check_running("evaluate")
         with users_frames():
             return evaluation.evaluate(self)
 
@@ -250,6 +279,7 @@ class Trainer(tune.Trainable):
         Returns:
             Its path (under Tune, what Tune expects).
         """
+        self._check_running("save")
         if self._storage:
             return super().save(checkpoint_dir)
         if checkpoint_dir is None:
@@ -264,12 +294,16 @@ class Trainer(tune.Trainable):
     def restore(self, checkpoint_path: Any) -> None:
         """Continues from a checkpoint of the same algorithm, bit for bit where the environments allow it.
 
+        The trainer's own options count: where one differs from what the checkpoint was trained with (lr, clip_param, a
+        schedule, ...) it acts from the next update on. What adapts by itself or was set by `set_coeffs` goes on.
+
         Args:
             checkpoint_path: what `save` returned, or a Tune checkpoint.
 
         Raises:
             CheckpointError: damaged, of another algorithm, format or shape; the trainer stays as it was.
         """
+        self._check_running("restore")
         found = getattr(checkpoint_path, "checkpoint", checkpoint_path)
         if hasattr(found, "as_directory"):
             with found.as_directory() as directory:

@@ -483,7 +483,6 @@ def test_defaults_are_those_of_rllib():
         ({"num_learner_devices": 2}, "num_learner_devices=2"),
         ({"train_batch_size": 4000}, r"make 1000; leave train_batch_size out"),
         ({"sgd_minibatch_size": 501}, "sgd_minibatch_size=501 is larger than a worker's 500 steps"),
-        ({"rollout_fragment_length": "auto"}, "rollout_fragment_length"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
