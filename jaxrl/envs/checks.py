@@ -206,9 +206,9 @@ def check_fragment(
         EnvError: names the environment, the row, the key path and the value.
     """
     # Rewards are float64 here; learning sees float32.
-    if not (rewards.min() >= -_MAX_REWARD and rewards.max() <= _MAX_REWARD):
+    if rewards.size and not (rewards.min() >= -_MAX_REWARD and rewards.max() <= _MAX_REWARD):
         t, b = first_index(~(np.abs(rewards) <= _MAX_REWARD))
-        where = _row(place, t, b, first_t) if starts is None else f"{step_at(place, t, b, first_t, starts)}"
+        where = _row(place, t, b, first_t) if starts is None else step_at(place, t, b, first_t, starts)
         raise EnvError(f"{where}: reward: expected a finite number of 32 bits, got {rewards[t, b]}")
     for leaf, column in zip(leaf_spaces(space), leaves(space, obs), strict=True):
         problem = wrong_number(leaf, column, 2)

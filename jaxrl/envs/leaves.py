@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
-from jaxrl.types import UnsupportedSpaceError
+from jaxrl.types import EnvError, UnsupportedSpaceError
 
 _NARROW = {"float64": "float32", "int64": "int32", "uint64": "uint32", "complex128": "complex64"}
+_NARROW |= {np.dtype(np.longdouble).name: "float32", np.dtype(np.clongdouble).name: "complex64"}
 
 
 class Leaf(NamedTuple):
@@ -65,6 +66,27 @@ def leaf_spaces(space: spaces.Space, path: str = "") -> list[Leaf]:
     leaf = Leaf(path, space, tuple(shape), row_dtype(dtype))
     _check_leaf(leaf, where)
     return [leaf]
+
+
+def checked_space(space: Any, name: str, where: str) -> spaces.Space:
+    """Returns the space of an environment, if rows can hold its values.
+
+    Args:
+        space: what the environment calls so, or None.
+        name: "observation_space" or "action_space", for the message.
+        where: describes the environment, for the message.
+
+    Raises:
+        EnvError: the environment has none.
+        UnsupportedSpaceError: it has parts that no row can hold.
+    """
+    if not isinstance(space, spaces.Space):
+        raise EnvError(
+            f"{where}: expected {name} to be a gymnasium space, got {type(space).__name__}; set self.{name} in the "
+            "constructor (its class may be one of gym's, before gymnasium)"
+        )
+    leaf_spaces(space)
+    return space
 
 
 def leaves(space: spaces.Space, tree: Any) -> list[Any]:

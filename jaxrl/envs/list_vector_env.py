@@ -21,7 +21,7 @@ from jaxrl.envs.checks import (
     has_step_types,
 )
 from jaxrl.envs.fitting import MisfitError, exact_dtype
-from jaxrl.envs.leaves import is_array_space, leaf_spaces, leaves
+from jaxrl.envs.leaves import checked_space, is_array_space, leaf_spaces, leaves
 from jaxrl.envs.replay_log import ReplayLog
 from jaxrl.envs.restarting import Restarter
 from jaxrl.envs.resume import load_env, save_env, warn_fresh
@@ -69,8 +69,9 @@ class ListVectorEnv(VectorEnv):
         self._envs = list(envs)
         self.envs: list[gym.Env] | None = self._envs
         self.num_envs = len(self._envs)
-        self.observation_space = self._envs[0].observation_space
-        self.action_space = self._envs[0].action_space
+        first, where = self._envs[0], place.describe(0)
+        self.observation_space = checked_space(getattr(first, "observation_space", None), "observation_space", where)
+        self.action_space = checked_space(getattr(first, "action_space", None), "action_space", where)
         self.place = place
         self.filler_rows = False
         self.filler_mask = np.zeros(self.num_envs, np.bool_)
@@ -356,10 +357,10 @@ class ListVectorEnv(VectorEnv):
 
     def _check_spaces(self, b: int, env: Any) -> None:
         for name in ("observation_space", "action_space"):
-            if getattr(env, name) != getattr(self, name):
+            if getattr(env, name, None) != getattr(self, name):
                 raise EnvError(
                     f"{self.place.describe(b)}: expected the {name} of env 0, {getattr(self, name)}, "
-                    f"got {getattr(env, name)}; environments of one worker must have equal spaces"
+                    f"got {getattr(env, name, None)}; environments of one worker must have equal spaces"
                 )
 
     def _where(self, b: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -391,7 +391,8 @@ def _agents_of(env: Any) -> list[AgentID]:
     """
     given = getattr(env, "possible_agents", None)
     agents = [] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
-    if not agents or _ALL in agents or len(set(agents)) != len(agents):
+    hashable = all(isinstance(agent, Hashable) for agent in agents)
+    if not agents or _ALL in agents or not hashable or len(set(agents)) != len(agents):
         raise ConfigError(
             f"{type(env).__name__}: expected possible_agents to list every agent that may ever appear, each once, got "
             f"{short(given)}; set it in the class or the constructor, e.g. possible_agents = ['left', 'right']"

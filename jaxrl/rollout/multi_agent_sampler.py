@@ -22,6 +22,7 @@ from jaxrl.rollout.filters import Filter, make_filter
 from jaxrl.rollout.fragment import bytes_of, padded_length
 from jaxrl.rollout.live_episodes import load_episode, save_episode, written
 from jaxrl.rollout.perf import SamplerPerf
+from jaxrl.tracebacks import raised
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID, PyTree, Weights
 
 AgentMapping = Callable[..., PolicyID] | Mapping[AgentID, PolicyID] | None
@@ -41,8 +42,11 @@ def policy_for(agent: AgentID, policies: Mapping[PolicyID, Any], mapping: AgentM
     if mapping is None:
         pid = next(iter(policies)) if len(policies) == 1 else DEFAULT_POLICY_ID
     else:
-        pid = mapping.get(agent) if isinstance(mapping, Mapping) else mapping(agent)
-    if pid is None or pid not in policies:
+        try:
+            pid = mapping.get(agent) if isinstance(mapping, Mapping) else mapping(agent)
+        except Exception as error:
+            raise ConfigError(f"multiagent.policy_mapping_fn: for agent {agent!r} it raised {raised(error)}") from error
+    if not isinstance(pid, str) or pid not in policies:
         raise ConfigError(
             f"multiagent.policy_mapping_fn: agent {agent!r} maps to {pid!r}, but the policies are {sorted(policies)}; "
             "add it to multiagent.policies or map the agent to one of those."

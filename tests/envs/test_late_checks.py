@@ -388,15 +388,26 @@ def test_multi_agent_observations_are_copies():
         (spaces.Dict(MIXED), r"expected keys that can be sorted, got"),
         (spaces.Dict({}), "expected at least one part, got an empty Dict"),
         (spaces.Dict(a=spaces.Tuple([])), r"space\['a'\]: expected at least one part, got an empty Tuple"),
-        (None, "expected Box, .*got NoneType"),
     ],
 )
 def test_spaces_that_no_row_can_hold_are_refused(space, text):
     with pytest.raises(UnsupportedSpaceError, match=text):
         pair(space, 0, 0, None)
+    env = Late(FLOATS, GOOD, 0, None)
+    env.action_space = space
+    with pytest.raises(UnsupportedSpaceError, match=text):
+        ListVectorEnv([env], EnvPlace("Late"))
 
 
-@pytest.mark.parametrize("agents", [..., None, [], "ab", ["a", "a"], ["a", "__all__"]])
+@pytest.mark.parametrize("name", ["observation_space", "action_space"])
+def test_an_environment_without_a_space(name):
+    env: Any = Late(FLOATS, GOOD, 0, None)
+    setattr(env, name, None)
+    with pytest.raises(EnvError, match=rf"^Late \(worker 0, env 0\): expected {name} to be a gymnasium space"):
+        ListVectorEnv([env], EnvPlace("Late"))
+
+
+@pytest.mark.parametrize("agents", [..., None, [], "ab", ["a", "a"], ["a", "__all__"], [["a"]]])
 def test_an_environment_that_does_not_name_its_agents(agents):
     env: Any = Several(FLOATS, GOOD, 0, None)
     if agents is ...:

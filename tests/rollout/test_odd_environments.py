@@ -16,7 +16,7 @@ from jaxrl.callbacks import Callbacks
 from jaxrl.config import parse
 from jaxrl.envs import MultiAgentEnv
 from jaxrl.envs.jax_native import JaxEnv, JaxStep
-from jaxrl.rollout import RolloutWorker, make_worker_env
+from jaxrl.rollout import RolloutWorker, make_worker_env, policy_for
 from jaxrl.rollout.compiled_rollouts import compiled_rollouts
 from jaxrl.rollout.config import RolloutConfig
 from jaxrl.rollout.filters import make_filter
@@ -156,6 +156,15 @@ def test_a_nan_is_named_before_the_step_that_failed_because_of_it():
 
     with pytest.raises(EnvError, match=r"Fragile \(worker 0, env 0, episode step 17\): step: obs: expected finite"):
         collect(make_worker(Fragile, env_config={"length": 30}))
+
+
+def test_an_environment_that_fails_at_once():
+    class Broken(Count):
+        def step(self, action: Any) -> Any:
+            raise RuntimeError("simulator")
+
+    with pytest.raises(EnvError, match=r"Broken \(worker 0, env 0, episode step 0\): step raised RuntimeError: simul"):
+        collect(make_worker(Broken, env_config={"length": 30}))
 
 
 def jax_env() -> JaxEnv:
@@ -365,6 +374,22 @@ def test_numbers_of_any_kind_are_written():
 
 
 # ---- options and filters
+
+
+@pytest.mark.parametrize(
+    ("mapping", "text"),
+    [
+        (
+            lambda agent: agent.missing,
+            "for agent 'a' it raised AttributeError: 'str' object has no attr",
+        ),
+        (lambda agent: [agent], r"agent 'a' maps to \['a'\], but the policies are \['p'\]"),
+        (lambda agent: None, "agent 'a' maps to None"),
+    ],
+)
+def test_a_mapping_that_names_no_policy(mapping, text):
+    with pytest.raises(ConfigError, match=rf"multiagent.policy_mapping_fn: {text}"):
+        policy_for("a", {"p": None}, mapping)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
