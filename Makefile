@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 FRESH := .venv-constraints
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 RESULTS := results
+QUICK := tests/test_*.py $(addprefix tests/,data distributions exploration losses models replay trainers/test_trainer.py)
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
@@ -43,7 +44,7 @@ train: $(STAMP) ## train PPO on CartPole-v1 until it is solved, with a checkpoin
 test: $(STAMP) ## run the tests (learning runs excepted)
 	$(BIN)/python -m pytest -q -m "not learning" -n $(JOBS) --dist loadfile --durations 20
 
-test-quick: $(STAMP) ## run those that take a moment each: no Ray, no training
+test-quick: $(STAMP) ## run those that take a moment: the parts, and one trainer
 	$(BIN)/python -m pytest -q -m "not learning and not ray and not slow" -n $(JOBS) --dist loadfile --durations 20 $(QUICK)
 
 test-latest: ## run the tests with the newest of everything that pyproject.toml allows, and as JAX compiles by default
@@ -65,7 +66,7 @@ typecheck: $(STAMP) ## check types
 	$(BIN)/pyright
 
 notebooks: $(STAMP) ## run every notebook from top to bottom
-	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout 1200 --timeout 1500 notebooks
+	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout 1200 --timeout 1500 -n $(JOBS) notebooks
 
 check: lint typecheck test notebooks ## all of it
 

@@ -9,6 +9,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray says on every start that this will change, and warnings are errors.
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Ray's workers are nice to others by default: beside other tests, those that wait for them would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 # Most of the time went into XLA's optimisations of programs that run a few times. Set XLA_FLAGS to have others.
 _FAST_TO_COMPILE = (

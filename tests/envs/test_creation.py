@@ -199,5 +199,5 @@ def test_discrete_actions_are_checked_as_gymnasium_checks_them_but_quickly():
     shifted = QuickDiscrete(3, start=-1)
     assert [shifted.contains(x) for x in (-2, -1, 1, 2)] == [False, True, True, False]
     env.reset(seed=0)
-    with pytest.raises(AssertionError, match="invalid"):
+    with pytest.raises(AssertionError):
         env.step(2)

@@ -188,9 +188,9 @@ def test_discount_and_lambda_may_vary_by_row():
 
 def test_shapes_and_types_are_checked():
     rows = make_rows()
-    with pytest.raises(AssertionError, match="shape"):
+    with pytest.raises(AssertionError):
         losses.gae(**{**rows, "v_t": rows["v_t"][:-1]}, discount=0.9, lambda_=0.8)
-    with pytest.raises(AssertionError, match="type"):
+    with pytest.raises(AssertionError):
         losses.gae(**{**rows, "ended_t": rows["ended_t"].astype(np.float32)}, discount=0.9, lambda_=0.8)
-    with pytest.raises(AssertionError, match="type"):
+    with pytest.raises(AssertionError):
         losses.gae(**{**rows, "r_t": rows["r_t"].astype(np.int32)}, discount=0.9, lambda_=0.8)

@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore::Runt
 class FaultyEnv(gym.Env):
     """Counts to ten, over and over; does what its config says on worker 1 once it has taken `at` steps.
 
-    With `once`, a path, it does so a single time: whoever comes first leaves a file there.
+    With `once`, a path, it does so a single time: whoever comes first leaves a file there. With `orders`, a directory,
+    it does each fault whose name is a file there, and takes the file away.
     """
 
     observation_space = gym.spaces.Box(0.0, 10.0, (1,), np.float32)
@@ -37,6 +38,7 @@ class FaultyEnv(gym.Env):
     def __init__(self, config):
         self.fault, self.at = config.get("fault"), config.get("at", 0)
         self.once = pathlib.Path(config["once"]) if "once" in config else None
+        self.orders = pathlib.Path(config["orders"]) if "orders" in config else None
         self.mine = config.worker_index == 1
         self.steps = 0
         if self.fault == "killed while it starts":
@@ -60,8 +62,16 @@ class FaultyEnv(gym.Env):
         elif self.fault is not None:
             raise ValueError(f"the engine broke in {self.fault}")
 
+    def obey(self, *faults):
+        for order in () if self.orders is None or not self.mine else self.orders.iterdir():
+            if order.name in faults:
+                order.unlink()
+                self.fault = order.name
+                self.strike()
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
+        self.obey("reset")
         if self.fault == "reset":
             self.strike()
         self.count = 0
@@ -69,6 +79,7 @@ class FaultyEnv(gym.Env):
 
     def step(self, action):
         self.steps += 1
+        self.obey("step", "exit")
         if self.fault not in ("reset", "constructor", "killed while it starts"):
             self.strike()
         self.count += 1
@@ -121,24 +132,50 @@ def train_until(trainer, done, seconds=120.0):
     return results
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_killed_workers_come_back_and_no_step_is_lost_or_counted_twice(kind):
-    with make(kind) as trainer:
+@pytest.fixture(scope="module", params=KINDS)
+def surviving(request, tmp_path_factory):
+    """A trainer of each kind that goes on through the faults of several tests, and the directory of its orders."""
+    orders = tmp_path_factory.mktemp("orders")
+    with make(request.param, {"orders": str(orders)}, max_worker_restarts_per_minute=60) as trainer:
         trainer.train()
-        before = pids(trainer)
-        os.kill(before[0], signal.SIGKILL)
+        yield request.param, trainer, orders
+
+
+def test_killed_workers_come_back_and_no_step_is_lost_or_counted_twice(surviving):
+    kind, trainer, _ = surviving
+    before, restarts = pids(trainer), trainer.workers.num_restarts
+    os.kill(before[0], signal.SIGKILL)
+    train_until(trainer, lambda result: result["num_worker_restarts"] == restarts + 1)
+    for pid in pids(trainer):  # all at once
+        os.kill(pid, signal.SIGKILL)
+    results = train_until(trainer, lambda result: result["num_worker_restarts"] == restarts + 3)
+    results.append(trainer.train())
+    assert not set(pids(trainer)) & set(before)
+    last = results[-1]
+    assert last["num_healthy_workers"] == 2
+    sampled, trained = (last["info"][f"num_steps_{what}"] for what in ("sampled", "trained"))
+    assert sampled % 20 == 0 and 0 <= sampled - trained <= 40 * 18
+    if kind == "sync":
+        assert sampled == trained == 40 * trainer.iteration
+
+
+@pytest.mark.parametrize("fault", ["step", "reset", "exit"])
+def test_a_fault_on_the_way_is_survived(surviving, fault):
+    _, trainer, orders = surviving
+    restarts = trainer.workers.num_restarts
+    (orders / fault).write_text("")
+    train_until(trainer, lambda result: result["num_worker_restarts"] == restarts + 1)
+    assert trainer.train()["num_healthy_workers"] == 2
+    assert not (orders / fault).exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_worker_that_hangs_is_replaced(kind, tmp_path):
+    once = {"fault": "hang", "at": 65, "once": str(tmp_path / "struck")}
+    with make(kind, once, sample_timeout_s=5.0) as trainer:
         train_until(trainer, lambda result: result["num_worker_restarts"] == 1)
-        for pid in pids(trainer):  # all at once
-            os.kill(pid, signal.SIGKILL)
-        results = train_until(trainer, lambda result: result["num_worker_restarts"] == 3)
-        results.append(trainer.train())
-        assert not set(pids(trainer)) & set(before)
-        last = results[-1]
-        assert last["num_healthy_workers"] == 2
-        sampled, trained = (last["info"][f"num_steps_{what}"] for what in ("sampled", "trained"))
-        assert sampled % 20 == 0 and 0 <= sampled - trained <= 40 * 18
-        if kind == "sync":
-            assert sampled == trained == 40 * trainer.iteration
+        assert trainer.train()["num_healthy_workers"] == 2
+    assert (tmp_path / "struck").exists()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -159,16 +196,6 @@ def test_a_failed_worker_is_left_out_if_asked():
         os.kill(pids(trainer)[0], signal.SIGKILL)
         with pytest.raises(WorkerError, match="the last one"):
             train_until(trainer, lambda result: False, 60.0)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("fault", ["step", "reset", "exit", "hang"])
-def test_a_fault_on_the_way_is_survived(kind, fault, tmp_path):
-    once = {"fault": fault, "at": 65, "once": str(tmp_path / "struck")}
-    with make(kind, once, sample_timeout_s=5.0) as trainer:
-        train_until(trainer, lambda result: result["num_worker_restarts"] == 1)
-        assert trainer.train()["num_healthy_workers"] == 2
-    assert (tmp_path / "struck").exists()
 
 
 @pytest.mark.parametrize("fault", ["step", "exit", "hang"])
