@@ -142,6 +142,8 @@ class users_frames:
             return
         if not isinstance(error, JaxrlError) and not is_users(error):
             return
+        if is_tracing_error(error):
+            error.add_note(TRACED)
         frames = _users(error)
         cause = error.__cause__ if isinstance(error, JaxrlError) else None
         if cause is not None and is_users(cause):

@@ -49,6 +49,7 @@ class TrialPlan(NamedTuple):
         stop: flat criteria.
         num_samples: runs of each configuration.
         checkpoint_freq, checkpoint_at_end, keep_checkpoints_num: as `jaxrl train` has them.
+        keep_best: number of results by which `keep_checkpoints_num` keeps the best; the trainer asks for them.
         max_failures: times that a failed trial goes on from its last checkpoint.
         restore: checkpoint to start from, or None.
     """
@@ -59,6 +60,7 @@ class TrialPlan(NamedTuple):
     checkpoint_freq: int = 0
     checkpoint_at_end: bool = False
     keep_checkpoints_num: int | None = None
+    keep_best: str | None = None
     max_failures: int = 0
     restore: str | None = None
 
@@ -100,6 +102,7 @@ def run_trials(
                 num_to_keep=plan.keep_checkpoints_num,
                 checkpoint_frequency=plan.checkpoint_freq,
                 checkpoint_at_end=plan.checkpoint_at_end,
+                checkpoint_score_attribute=plan.keep_best,
             ),
             max_failures=plan.max_failures,
             restore=plan.restore,

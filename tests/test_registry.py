@@ -1,9 +1,11 @@
 """Names: registering, resolving lazily, suggestions, and other processes of a Ray job."""
 
+import re
 import sys
 
 import pytest
 
+import jaxrl
 from jaxrl import registry
 from jaxrl.types import ConfigError
 
@@ -134,3 +136,13 @@ def test_names_reach_other_processes_of_a_ray_job():
             registry.publish_to_ray()
     finally:
         ray.shutdown()
+
+
+def test_the_functions_that_options_name_exist():
+    named = {
+        name
+        for algorithm in registry.ALGORITHMS
+        for name in re.findall(r"register_\w+", repr(registry.resolve("algorithm", algorithm).config_help()))
+    }
+    assert "register_distribution" in named
+    assert named <= set(dir(jaxrl))

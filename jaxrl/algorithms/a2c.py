@@ -97,6 +97,7 @@ A2CTrainer = build_trainer(
     default_config=A2CConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={"entropy": "info/learner/*/entropy", "vf loss": "info/learner/*/vf_loss"},
 )
 
 SUPPORT = Support(

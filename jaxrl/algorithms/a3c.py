@@ -73,6 +73,7 @@ A3CTrainer = build_trainer(
     default_config=A3CConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={"entropy": "info/learner/*/entropy", "vf loss": "info/learner/*/vf_loss"},
 )
 
 SUPPORT = Support(

@@ -64,6 +64,7 @@ ApexDDPGTrainer = build_trainer(
     default_config=ApexDDPGConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={"mean q": "info/learner/*/q/mean_q", "buffer": "info/replay_buffer/*/size"},
 )
 
 SUPPORT = Support(

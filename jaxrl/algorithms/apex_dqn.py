@@ -52,6 +52,7 @@ ApexDQNTrainer = build_trainer(
     default_config=ApexDQNConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={"mean q": "info/learner/*/mean_q", "buffer": "info/replay_buffer/*/size"},
 )
 
 SUPPORT = Support(

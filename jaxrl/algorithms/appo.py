@@ -121,6 +121,7 @@ APPOTrainer = build_trainer(
     default_config=APPOConfig,
     execution_plan=impala.execution_plan,
     validate_config=validate_config,
+    progress={"kl": "info/learner/*/kl", "entropy": "info/learner/*/entropy"},
 )
 
 SUPPORT = Support(

@@ -198,6 +198,7 @@ DDPGTrainer = build_trainer(
     default_config=DDPGConfig,
     execution_plan=execution_plan,
     validate_config=validate_actor_critic,
+    progress={"mean q": "info/learner/*/q/mean_q", "buffer": "info/replay_buffer/*/size"},
 )
 
 SUPPORT = Support(

@@ -102,6 +102,7 @@ DDPPOTrainer = build_trainer(
     default_config=DDPPOConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={"kl": "info/learner/*/kl", "entropy": "info/learner/*/entropy"},
 )
 
 SUPPORT = Support(

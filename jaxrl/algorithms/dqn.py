@@ -99,6 +99,11 @@ DQNTrainer = build_trainer(
     default_config=DQNConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={
+        "epsilon": "info/learner/*/cur_epsilon",
+        "mean q": "info/learner/*/mean_q",
+        "buffer": "info/replay_buffer/*/size",
+    },
 )
 
 SUPPORT = Support(

@@ -159,6 +159,7 @@ IMPALATrainer = build_trainer(
     default_config=IMPALAConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={"entropy": "info/learner/*/entropy", "vf loss": "info/learner/*/vf_loss"},
 )
 
 SUPPORT = Support(

@@ -58,6 +58,7 @@ PGTrainer = build_trainer(
     default_config=PGConfig,
     execution_plan=execution_plan,
     validate_config=check_batch_sizes,
+    progress={"policy loss": "info/learner/*/policy_loss"},
 )
 
 SUPPORT = Support(

@@ -107,6 +107,7 @@ PPOTrainer = build_trainer(
     default_config=PPOConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={"kl": "info/learner/*/kl", "entropy": "info/learner/*/entropy"},
 )
 
 SUPPORT = Support(

@@ -258,6 +258,11 @@ R2D2Trainer = build_trainer(
     default_config=R2D2Config,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={
+        "epsilon": "info/learner/*/cur_epsilon",
+        "mean q": "info/learner/*/mean_q",
+        "buffer": "info/replay_buffer/*/size",
+    },
 )
 
 SUPPORT = Support(

@@ -172,6 +172,11 @@ SACTrainer = build_trainer(
     default_config=SACConfig,
     execution_plan=execution_plan,
     validate_config=validate_actor_critic,
+    progress={
+        "alpha": "info/learner/*/log_alpha/alpha",
+        "mean q": "info/learner/*/q/mean_q",
+        "buffer": "info/replay_buffer/*/size",
+    },
 )
 
 SUPPORT = Support(

@@ -86,6 +86,11 @@ SimpleQTrainer = build_trainer(
     default_config=SimpleQConfig,
     execution_plan=execution_plan,
     validate_config=validate_config,
+    progress={
+        "epsilon": "info/learner/*/cur_epsilon",
+        "mean q": "info/learner/*/mean_q",
+        "buffer": "info/replay_buffer/*/size",
+    },
 )
 
 SUPPORT = Support(

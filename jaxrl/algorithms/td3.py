@@ -61,6 +61,7 @@ TD3Trainer = build_trainer(
     default_config=TD3Config,
     execution_plan=execution_plan,
     validate_config=validate_actor_critic,
+    progress={"mean q": "info/learner/*/q/mean_q", "buffer": "info/replay_buffer/*/size"},
 )
 
 SUPPORT = Support(

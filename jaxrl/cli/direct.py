@@ -19,14 +19,15 @@ from jaxrl.cli.runs import (
     RunLock,
     checkpoints_below,
     resume_command,
+    rollout_command,
     write_record,
 )
-from jaxrl.trainers.checkpoint import read_metadata
+from jaxrl.trainers.checkpoint import BEST, read_metadata
 from jaxrl.trainers.display import open_display
 from jaxrl.trainers.fit import train_until
 from jaxrl.trainers.history import History, value_at
 from jaxrl.trainers.interruption import Interruption
-from jaxrl.trainers.results import new_run_directory
+from jaxrl.trainers.results import drop_results, new_run_directory
 from jaxrl.trainers.stopping import check_stop, criterion_met, env_label
 from jaxrl.types import CheckpointError, ConfigError, JaxrlError
 
@@ -76,12 +77,14 @@ def resume(run: Run, experiment: Experiment, settings: Settings) -> int:
     Returns:
         The exit code.
     """
-    checkpoints = checkpoints_below(run.directory)
+    checkpoints = checkpoints_below(run.directory)  # the best one among them, where it is the newest
     source = checkpoints[-1] if checkpoints else experiment.restore and pathlib.Path(experiment.restore).expanduser()
     name = experiment.run or (read_metadata(source)["algorithm"] if source else None)
     if name is None:
         raise ConfigError(f"{run.directory}: its record names no algorithm; give --run")
     say(f"Resuming {run.directory} " + (f"from {source.name}" if source else "from the start: it has no checkpoint"))
+    if source is None:
+        drop_results(run.directory, 0)
     cls = find_trainer(name)
     quieten(settings.verbosity)
     return _Session(cls, experiment, run.directory, settings).train(source or None)
@@ -209,7 +212,14 @@ class _Session:
     def _say_where(self) -> None:
         print(f"Results:    {self.directory}")
         if self.checkpoint is not None:
-            print(f"Checkpoint: {self.checkpoint}", flush=True)
+            stale = self.trainer.iteration != self.saved_at
+            print(f"Checkpoint: {self.checkpoint}" + f" (of iteration {self.saved_at}, not of the last)" * stale)
+        best = self.directory / BEST
+        if best.exists():
+            print(f"Best:       {best} (iteration {read_metadata(best)['training_iteration']})")
+        played = best if best.exists() else self.checkpoint
+        if played is not None:
+            print(f"Play it:    {rollout_command(played)}", flush=True)
 
 
 def summary(history: History) -> str:
@@ -229,6 +239,9 @@ def summary(history: History) -> str:
             f"Mean episode reward: {finite[0][0]:.1f} at first, {finite[-1][0]:.1f} at last, best {best:.1f} "
             f"(iteration {int(value_at(where, 'training_iteration'))})"
         )
+    found = [value for value in history.column("evaluation/episode_reward_mean") if value == value]
+    if found:
+        lines.append(f"Mean evaluation reward: {found[0]:.1f} at first, {found[-1]:.1f} at last, best {max(found):.1f}")
     return "\n".join([*lines, *([history.note] if history.note else [])])
 
 

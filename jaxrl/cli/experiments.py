@@ -12,7 +12,7 @@ from typing import Any
 from jaxrl import config as config_lib
 from jaxrl.config import option
 from jaxrl.registry import did_you_mean
-from jaxrl.trainers.stopping import check_stop
+from jaxrl.trainers.stopping import check_keys_early, check_stop
 from jaxrl.types import ConfigError
 
 GRID = "grid_search"
@@ -28,7 +28,8 @@ class Experiment:
     config: Mapping[str, Any] = option({}, "Options of the algorithm; {grid_search: [...]} in place of a value.")
     stop: Mapping[str, Any] = option({}, "Stops once a result's number is at least the one given.")
     checkpoint_freq: int = option(0, "Checkpoint every so many iterations; 0: never.", low=0)
-    checkpoint_at_end: bool = option(False, "Checkpoint after the last iteration.")
+    checkpoint_at_end: bool = option(True, "Checkpoint after the last iteration.")
+    keep_best: str | None = option(None, "Keep the best checkpoint by this number of results.")
     keep_checkpoints_num: int | None = option(None, "Checkpoints kept, the newest; None: all.", low=1)
     num_samples: int = option(1, "Runs of each configuration.", low=1)
     max_failures: int = option(0, "Times that a failed run goes on from its last checkpoint.", low=0)
@@ -41,6 +42,8 @@ class Experiment:
             config["env"] = self.env
         if self.keep_checkpoints_num is not None:
             config["keep_checkpoints_num"] = self.keep_checkpoints_num
+        if self.keep_best is not None:
+            config["keep_best"] = self.keep_best
         return config
 
 
@@ -134,10 +137,16 @@ def variants(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield variant
 
 
-def check_variants(cls: Any, config: Mapping[str, Any]) -> None:
-    """Resolves the configurations that a grid stands for, so that none fails after others have run for hours."""
+def check_variants(cls: Any, config: Mapping[str, Any], stop: Mapping[str, float]) -> None:
+    """Resolves the configurations that a grid stands for, so that none fails after others have run for hours.
+
+    Args:
+        cls: the Trainer class.
+        config: with its grids; without any it stands for itself.
+        stop: criteria, checked with each.
+    """
     for variant in itertools.islice(variants(config), _MAX_CHECKED):
-        cls.resolve_config(variant)
+        check_keys_early(stop, cls, cls.resolve_config(variant))
 
 
 def with_seeds(experiment: Experiment) -> Experiment:
@@ -150,16 +159,18 @@ def with_seeds(experiment: Experiment) -> Experiment:
 
 
 def find_trainer(name: str) -> Any:
-    """The trainer class of a registered name; `PPOTrainer` is taken for `PPO`.
+    """The trainer class of a registered name, in whatever case; `PPOTrainer` is taken for `PPO`.
 
     Raises:
         ConfigError: no such algorithm, with the nearest one.
     """
     from jaxrl import registry
 
-    found = registry.lookup("algorithm", name) or registry.lookup("algorithm", name.removesuffix("Trainer"))
+    known = registry.names("algorithm")
+    folded = {one.casefold(): one for one in known}
+    short = name.casefold().removesuffix("trainer")
+    found = registry.lookup("algorithm", name) or registry.lookup("algorithm", folded.get(short, short))
     if found is None:
-        known = registry.names("algorithm")
         raise ConfigError(f"unknown algorithm {name!r}{did_you_mean(name, known) or '.'} There are: {', '.join(known)}")
     return found
 

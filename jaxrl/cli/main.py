@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -42,4 +44,6 @@ def common(
 
 def main() -> None:
     """Entry point of the `jaxrl` script."""
+    # As `python -m jaxrl` does: modules of the user's (`--env my_envs:Env`) lie where the command is run.
+    sys.path.append(os.getcwd())
     app(prog_name="jaxrl")

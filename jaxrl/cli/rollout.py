@@ -9,13 +9,13 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from jaxrl.cli.options import TrustImports, Verbosity, read_mapping
+from jaxrl.cli.options import Imports, TrustImports, Verbosity, import_modules, read_mapping
 from jaxrl.cli.reporting import quieten, reported, say
 
 
 def rollout(
     checkpoint: Annotated[
-        pathlib.Path, typer.Argument(help="A checkpoint, or a results or experiment directory: its newest one.")
+        pathlib.Path, typer.Argument(help="A checkpoint, or a directory of runs: the best run's newest.")
     ],
     episodes: Annotated[
         int | None, typer.Option(help="Episodes to play. [default: 1, or as many as --steps]", min=1)
@@ -40,6 +40,7 @@ def rollout(
         bool | None, typer.Option("--explore/--no-explore", help="Sample actions, or take the likeliest.")
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Makes the episodes repeatable.")] = None,
+    imports: Imports = None,
     trust_imports: TrustImports = False,
     verbosity: Verbosity = 0,
 ) -> None:
@@ -48,6 +49,7 @@ def rollout(
     with reported(verbosity):
         from jaxrl.types import ConfigError
 
+        import_modules(imports or [])
         if render and video_dir is not None:
             raise ConfigError("--render shows a window and --video-dir writes files; choose one")
         overrides = read_mapping(config or [], "--config")
@@ -70,7 +72,7 @@ def _load(path: pathlib.Path, overrides: Mapping[str, Any], trust_imports: bool,
     found = find_checkpoint(path)
     metadata = read_metadata(found)
     if found != path.expanduser():
-        say(f"Using {found}")
+        say(f"Using {found}: the newest checkpoint of the run with the highest last mean reward there")
     cls = find_trainer(str(metadata["algorithm"]))
     quieten(verbosity)
     alone = {"num_workers": 0, "evaluation_num_workers": 0, "evaluation_interval": None, "engine": "workers"}

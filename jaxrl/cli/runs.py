@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import pathlib
 import shlex
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 
 from jaxrl import config as config_lib
 from jaxrl.cli.experiments import Experiment
+from jaxrl.trainers.history import History
 from jaxrl.trainers.results import replace_text, results_root
-from jaxrl.types import CheckpointError, ConfigError
+from jaxrl.types import CheckpointError, ConfigError, JaxrlError
 
 RECORD, FORMAT_VERSION = "run.json", 1
 RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
@@ -141,7 +143,7 @@ def checkpoints_below(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
-    """The checkpoint that a path means: itself, or the newest one below a results or experiment directory.
+    """The checkpoint that a path means: itself, or the newest one of the best run below a directory.
 
     Raises:
         CheckpointError: there is none.
@@ -155,8 +157,30 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     if not found and not any(given.glob("result.json")) and not any(given.rglob("run.json")):
         return given
     if not found:
-        raise CheckpointError(f"{given}: there is no checkpoint in it or below; train with --checkpoint-at-end")
-    return found[-1]
+        raise CheckpointError(f"{given}: there is no checkpoint in it or below; train without --no-checkpoint-at-end")
+    return _best_runs(found)[-1]
+
+
+def _best_runs(checkpoints: list[pathlib.Path]) -> list[pathlib.Path]:
+    """Of the checkpoints of several runs, those of the run with the highest last mean reward."""
+    rewards = {path.parent: last_reward(path.parent) for path in checkpoints}
+    best = max(rewards, key=lambda run: rewards[run] if rewards[run] == rewards[run] else -math.inf)
+    if all(reward != reward for reward in rewards.values()):
+        best = checkpoints[-1].parent
+    return [path for path in checkpoints if path.parent == best]
+
+
+def last_reward(directory: pathlib.Path) -> float:
+    """The mean episode reward of a run's last result; NaN where there is none."""
+    try:
+        return History.load(directory).column("episode_reward_mean")[-1]
+    except JaxrlError:
+        return math.nan
+
+
+def rollout_command(checkpoint: str | pathlib.Path) -> str:
+    """The command that plays a checkpoint."""
+    return shlex.join(["jaxrl", "rollout", str(checkpoint), "--episodes", "5"])
 
 
 def _modified(path: pathlib.Path) -> float:

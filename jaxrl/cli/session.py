@@ -20,7 +20,8 @@ from jaxrl.cli.reporting import quieten, say
 from jaxrl.cli.runs import find_checkpoint, find_interrupted
 from jaxrl.config import deep_update
 from jaxrl.trainers.checkpoint import read_metadata
-from jaxrl.trainers.results import results_root
+from jaxrl.trainers.results import check_writable, results_root
+from jaxrl.trainers.stopping import check_stop
 from jaxrl.types import ConfigError
 
 
@@ -56,6 +57,7 @@ def run(
     if pathlib.Path(name).name != name:
         raise ConfigError(f"--experiment-name: expected the name of one directory, got {name!r}; see --storage-path")
     root = results_root(storage_path)
+    check_writable(root, "--storage-path" if storage_path is not None else "results")
     if resume and "restore" in flags:
         raise ConfigError("--resume goes on with the run's own last checkpoint; leave out --restore")
     settings = direct.Settings(verbosity, trust_imports)
@@ -75,16 +77,21 @@ def _prepared(title: str, experiment: Experiment, address: str | None) -> Experi
         metadata = read_metadata(found)
         if str(found) != experiment.restore:
             say(f"Restoring {found}")
-        return dataclasses.replace(experiment, restore=str(found), run=experiment.run or metadata["algorithm"])
+        name = str(metadata["algorithm"])
+        if experiment.run is not None and find_trainer(experiment.run).name_of() != name:
+            raise ConfigError(
+                f"--restore: {found} is of {name}, not of {experiment.run}; give --run {name}, or leave it out"
+            )
+        return dataclasses.replace(experiment, restore=str(found), run=name)
     assert experiment.run is not None
     cls = find_trainer(experiment.run)
     quieten(0)
     if not needs_tune(experiment, address):
-        cls.resolve_config(experiment.full_config())
+        check_variants(cls, experiment.full_config(), check_stop(experiment.stop))
         return experiment
     seeded = with_seeds(experiment)
     try:
-        check_variants(cls, seeded.full_config())
+        check_variants(cls, seeded.full_config(), check_stop(seeded.stop))
     except ConfigError as error:
         raise ConfigError(f"experiment {title!r}: {error}") from error
     return seeded

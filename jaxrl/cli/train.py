@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxrl.cli.options import TrustImports, Verbosity, read_mapping
+from jaxrl.cli.options import Imports, TrustImports, Verbosity, import_modules, read_mapping
 from jaxrl.cli.reporting import quieten, reported
 
 Text = str | None
@@ -33,10 +33,17 @@ def train(
         int | None, typer.Option("--checkpoint-freq", help="Checkpoint every so many iterations.", min=0)
     ] = None,
     checkpoint_at_end: Annotated[
-        bool | None, typer.Option("--checkpoint-at-end", help="Checkpoint after the last iteration.")
+        bool | None,
+        typer.Option(
+            "--checkpoint-at-end/--no-checkpoint-at-end", help="Checkpoint after the last iteration. [default: yes]"
+        ),
     ] = None,
     keep_checkpoints_num: Annotated[
         int | None, typer.Option("--keep-checkpoints-num", help="Keep the newest so many checkpoints.", min=1)
+    ] = None,
+    keep_best: Annotated[
+        Text,
+        typer.Option("--keep-best", help="Keep the best checkpoint by this number of results: episode_reward_mean."),
     ] = None,
     num_workers: Annotated[
         int | None, typer.Option("--num-workers", help="Rollout workers on Ray actors; 0: in-process.", min=0)
@@ -68,6 +75,7 @@ def train(
         int | None,
         typer.Option("--max-failures", help="Times that a failed run goes on from its last checkpoint.", min=0),
     ] = None,
+    imports: Imports = None,
     trust_imports: TrustImports = False,
     verbosity: Verbosity = 0,
 ) -> None:
@@ -79,6 +87,7 @@ def train(
     """
     quieten(verbosity)
     with reported(verbosity):
+        import_modules(imports or [])
         options = read_mapping(config or [], "--config")
         from jaxrl.config import deep_update
 
@@ -91,6 +100,7 @@ def train(
             "checkpoint_freq": checkpoint_freq,
             "checkpoint_at_end": checkpoint_at_end,
             "keep_checkpoints_num": keep_checkpoints_num,
+            "keep_best": keep_best,
             "num_samples": num_samples,
             "max_failures": max_failures,
             "restore": None if restore is None else str(restore),

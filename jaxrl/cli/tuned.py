@@ -20,6 +20,7 @@ from jaxrl.cli.runs import (
     RunLock,
     checkpoints_below,
     resume_command,
+    rollout_command,
     write_record,
 )
 from jaxrl.trainers import checkpoint, resources
@@ -67,13 +68,14 @@ def _run(
         checkpoint_freq=experiment.checkpoint_freq,
         checkpoint_at_end=experiment.checkpoint_at_end,
         keep_checkpoints_num=experiment.keep_checkpoints_num,
+        keep_best=experiment.keep_best,
         max_failures=experiment.max_failures,
         restore=experiment.restore,
     )
     lock = RunLock(directory)
     lock.acquire()
     started = resources.ensure_ray(address)
-    progress = _Progress()
+    progress = _Progress(cls.progress_keys)
     signals = (signal.SIGINT, signal.SIGTERM)
     status = FAILED
     try:
@@ -115,13 +117,17 @@ def _report(directory: pathlib.Path, trials: Sequence[Any], number: int | None) 
         say(f"Error: {trial.name}: {trial.error}")
     rewards = [(value_at(trial.result, "episode_reward_mean"), trial) for trial in trials]
     finite = [pair for pair in rewards if pair[0] == pair[0]]
+    found = {trial.name: checkpoints_below(pathlib.Path(trial.directory)) for trial in trials if trial.directory}
+    for trial in trials:
+        if found.get(trial.name):
+            print(f"{trial.name} {trial.tag}: {found[trial.name][-1]}")
+    print(f"Results:    {directory}")
     if finite:
         best, trial = max(finite, key=lambda pair: pair[0])
         print(f"Best mean episode reward at last: {best:.1f}, {trial.name} {trial.tag}".rstrip())
-        found = checkpoints_below(pathlib.Path(trial.directory)) if trial.directory else []
-        if found:
-            print(f"Checkpoint: {found[-1]}")
-    print(f"Results:    {directory}", flush=True)
+        if found.get(trial.name):
+            print(f"Checkpoint: {found[trial.name][-1]}")
+            print(f"Play it:    {rollout_command(found[trial.name][-1])}", flush=True)
     if number is not None:
         print(f"Go on with: {resume_command(directory)}", flush=True)
         return 128 + number
@@ -131,7 +137,7 @@ def _report(directory: pathlib.Path, trials: Sequence[Any], number: int | None) 
 class _Progress:
     """All trials in a table that is redrawn in place; where there is no terminal, lines."""
 
-    def __init__(self) -> None:
+    def __init__(self, progress: Mapping[str, str]) -> None:
         from rich.console import Console
         from rich.live import Live
 
@@ -139,6 +145,7 @@ class _Progress:
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
         self._ready = 0.0
         self._shown: dict[str, Any] = {}
+        self._progress = progress
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -161,10 +168,12 @@ class _Progress:
             self._live.update(_table(trials), refresh=True)
             return
         for trial in trials:
-            now = (trial.status, trial.result.get("training_iteration"))
-            if "training_iteration" in trial.result and self._shown.get(trial.name) != now:
+            # Not the status: a trial that ends was shown with its last result already.
+            now = trial.result.get("training_iteration")
+            if now is not None and self._shown.get(trial.name) != now:
                 self._shown[trial.name] = now
-                print(f"{trial.name} {trial.tag} {trial.status}: {format_line(trial.result)}", flush=True)
+                line = format_line(trial.result, self._progress)
+                print(f"{trial.name} {trial.tag} {trial.status}: {line}", flush=True)
 
 
 def _table(trials: Sequence[Any]) -> Any:

@@ -17,6 +17,7 @@ from jaxrl.envs.atari import AtariCreator, AtariOptions, atari_id, is_preprocess
 from jaxrl.envs.checks import env_failure
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.quick_discrete import check_actions_quickly
+from jaxrl.tracebacks import raised
 from jaxrl.types import ConfigError, JaxrlError
 
 if TYPE_CHECKING:
@@ -120,7 +121,10 @@ class EnvCreator:
             # jaxrl's own checks say more than gymnasium's and cost less, and its samplers reset before they step.
             spec = copy.deepcopy(gym.spec(self.gym_id))
             spec.order_enforce = False
-            env = gym.make(spec, **{"disable_env_checker": True, **context})
+            try:
+                env = gym.make(spec, **{"disable_env_checker": True, **context})
+            except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+                raise ConfigError(_missing(self.name, spec, error)) from error
             check_actions_quickly(env)
             return env
         created = self.target(context) if _takes_context(self.target, context) else self.target(**context)
@@ -244,13 +248,7 @@ def _from_name(name: str) -> EnvCreator:
         return EnvCreator(None, name, gym_id=name)
     module, _, attribute = name.partition(":")
     if attribute:
-        try:
-            loaded = importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"env {name!r}: cannot import module {module!r}: {error}") from error
-        if hasattr(loaded, attribute):
-            creator = make_env_creator(getattr(loaded, attribute))
-            return EnvCreator(creator.target, name, creator.gym_id)
+        return _from_module(name, module, attribute)
     try:
         gym.spec(name)
     except gym.error.Error as error:
@@ -258,17 +256,58 @@ def _from_name(name: str) -> EnvCreator:
     return EnvCreator(None, name, gym_id=name)
 
 
+def _from_module(name: str, module: str, attribute: str) -> EnvCreator:
+    """The creator of `"pkg.mod:Class"`, or of gymnasium's `"module:id"`, whose import registers the id."""
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"env {name!r}: cannot import module {module!r}: {raised(error)}") from error
+    except Exception as error:
+        raise ConfigError(f"env {name!r}: importing module {module!r} raised {raised(error)}") from error
+    found: Any = loaded
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if found is None and attribute in gym.registry:
+        return EnvCreator(None, name, gym_id=name)
+    if found is None:
+        there = [key for key, value in vars(loaded).items() if inspect.isclass(value) or inspect.isfunction(value)]
+        near = registry.did_you_mean(attribute, there)
+        raise ConfigError(f"env: unknown environment {name!r}: module {module} has no {attribute}{near}")
+    creator = make_env_creator(found)
+    return EnvCreator(creator.target, name, creator.gym_id)
+
+
 def _unknown(name: str, error: Exception) -> str:
     known = [*gym.registry, *registry.names("env")]
     folded = {key.casefold(): key for key in known}
-    near = [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=4, cutoff=0.5)]
-    base = name.rpartition("/")[2].rpartition("-v")[0].casefold()
-    near += [key for key in known if base and key.casefold().startswith(f"{base}-v") and key not in near]
+    base = name.rpartition("-v")[0] or name
+    # The versions that there are of it come first, the newest before the others: gymnasium suggests that one too.
+    mine = {key: _version(key) for key in known if key.rpartition("-v")[0].casefold() == base.casefold()}
+    near = sorted(mine, key=lambda key: -mine[key])
+    near += [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=4, cutoff=0.5)]
+    near = list(dict.fromkeys(key for key in near if key != name))
     hint = f"; the nearest are {', '.join(near[:4])}" if near else ""
     return (
         f"env: unknown environment {name!r} ({error}){hint}. "
-        "Expected a gymnasium id, a name registered with jaxrl.registry.register_env, or 'pkg.mod:Class'"
+        "Expected a gymnasium id, 'pkg.mod:Class', or a name registered with jaxrl.registry.register_env (from the "
+        "shell: --import the module that registers it, or give --env pkg.mod:Class)"
     )
+
+
+def _version(gym_id: str) -> int:
+    number = gym_id.rpartition("-v")[2]
+    return int(number) if number.isdigit() else -1
+
+
+# The parts of gymnasium's entry points that an extra of jaxrl installs what is missing for.
+_EXTRAS = {"mujoco": "mujoco", "box2d": "box2d"}
+
+
+def _missing(name: str, spec: EnvSpec, error: Exception) -> str:
+    """Says which extra an environment lacks."""
+    extra = next((extra for part, extra in _EXTRAS.items() if part in str(spec.entry_point)), None)
+    remedy = f"pip install 'jaxrl[{extra}]'" if extra else "install what it needs"
+    return f"env {name!r}: a package is missing: {remedy} ({error})"
 
 
 def _says_jax_env(target: Any) -> bool:

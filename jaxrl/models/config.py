@@ -80,7 +80,7 @@ class ModelConfig:
         {}, "options for custom_model, which reads them from its config argument"
     )
     custom_action_dist: str | Callable[..., Any] | None = option(
-        None, "name given to register_action_dist, or a function, in place of the action space's distribution"
+        None, "name given to register_distribution, or a function, in place of the action space's distribution"
     )
 
     def __post_init__(self) -> None:

@@ -17,6 +17,9 @@ from jaxrl.trainers.config import CommonConfig
 from jaxrl.trainers.setup import check_batch_sizes
 from jaxrl.trainers.trainer import Trainer
 
+# What progress lines show of a trainer that does not say.
+DEFAULT_PROGRESS: Mapping[str, str] = {"loss": "info/learner/*/total_loss"}
+
 
 def default_execution_plan(ctx: PlanContext) -> LocalIterator:
     """Synchronous sampling: rollouts, train batches, one learning step each."""
@@ -32,6 +35,7 @@ def build_trainer(
     default_config: type[CommonConfig] | Mapping[str, Any] | None = None,
     execution_plan: Callable[[PlanContext], LocalIterator] | None = None,
     validate_config: Callable[[Any], Any] | None = None,
+    progress: Mapping[str, str] = DEFAULT_PROGRESS,
 ) -> type[Trainer]:
     """Builds a trainer class.
 
@@ -42,6 +46,8 @@ def build_trainer(
         execution_plan: `(ctx) -> LocalIterator` of results; default: synchronous sampling and one learning step per
             train batch.
         validate_config: `(config) -> config or None`, raises ConfigError or returns a changed config.
+        progress: numbers that progress lines show beside rewards, by title: keys of results joined by `/`, with `*` for
+            the first policy: `{"kl": "info/learner/*/kl"}`.
 
     Returns:
         A Trainer class, which is a Tune trainable, with `.with_updates(**overrides)`.
@@ -58,6 +64,7 @@ def build_trainer(
         "execution_plan": execution_plan,
         "validate_config": validate_config,
         "coeffs": {},
+        "progress": progress,
     }
     return _make_class(parts, sys._getframe(1).f_globals.get("__name__", __name__))
 
@@ -91,6 +98,7 @@ def _make_class(parts: Mapping[str, Any], module: str) -> type[Trainer]:
         "policy_factory": factory,
         "execution_plan": staticmethod(plan or default_execution_plan),
         "validate_config": staticmethod(parts["validate_config"] or (check_batch_sizes if plan is None else _no_check)),
+        "progress_keys": parts["progress"],
         "with_updates": staticmethod(with_updates),
     }
     return type(name, (Trainer,), attributes)

@@ -34,6 +34,8 @@ from jaxrl.trainers import restoring
 from jaxrl.types import CheckpointError, JaxrlError, Params
 
 FORMAT_VERSION = 1
+# What `keep_best` writes; `keep_checkpoints_num` does not count it.
+BEST = "checkpoint_best"
 _FILES = ("metadata.json", "config.json", "state.json", "arrays.safetensors")
 
 
@@ -65,7 +67,7 @@ def save(trainer: Any, directory: str | os.PathLike[str]) -> str:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     keep = trainer.options.keep_checkpoints_num
-    if keep is not None:
+    if keep is not None and target.name != BEST:
         _drop_old(target, keep)
     return str(target)
 
@@ -84,6 +86,7 @@ def _exchange(scratch: pathlib.Path, target: pathlib.Path) -> None:
 
 def _drop_old(newest: pathlib.Path, keep: int) -> None:
     siblings = sorted(p for p in newest.parent.glob("checkpoint_*") if (p / "metadata.json").is_file() and p != newest)
+    siblings = [p for p in siblings if p.name != BEST]
     for old in siblings[: max(0, len(siblings) - (keep - 1))]:
         # Under another name first: half a checkpoint is never found under a checkpoint's name.
         aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{old.name}-", dir=old.parent))

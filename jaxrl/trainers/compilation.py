@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import stat
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 MAX_CACHE_BYTES = 512 * 2**20
+
+_COMPILING = "/jax/core/compile/backend_compile_duration"
+# A program that compiles for less is not worth a line.
+LONG_S = 1.0
 
 _seconds = 0.0
 _lock = threading.Lock()
@@ -63,3 +69,35 @@ def _on_event(event: str, duration_secs: float, **_: Any) -> None:
     if event.startswith("/jax/core/compile/") and event.endswith("_duration"):
         with _lock:
             _seconds += duration_secs
+
+
+@contextlib.contextmanager
+def watched(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tells of each program that has been compiling for a second: its name.
+
+    Args:
+        tell: called from another thread.
+    """
+    timers: dict[str, threading.Timer] = {}
+
+    def begins(event: str, value: float, **about: Any) -> None:
+        name = str(about.get("fun_name"))
+        if event == _COMPILING:
+            timers[name] = timer = threading.Timer(LONG_S, tell, (name.removeprefix("jit(").rstrip(")"),))
+            timer.daemon = True
+            timer.start()
+
+    def ends(event: str, duration_secs: float, **about: Any) -> None:
+        name = str(about.get("fun_name"))
+        if event == _COMPILING and name in timers:
+            timers.pop(name).cancel()
+
+    jax.monitoring.register_scalar_listener(begins)
+    jax.monitoring.register_event_duration_secs_listener(ends)
+    try:
+        yield
+    finally:
+        jax.monitoring.unregister_scalar_listener(begins)
+        jax.monitoring.unregister_event_duration_listener(ends)
+        for timer in timers.values():
+            timer.cancel()

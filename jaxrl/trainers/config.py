@@ -46,6 +46,11 @@ class CommonConfig(RolloutConfig, PolicyConfig):
     num_gpus: float = option(0.0, "GPUs that the trainer asks of Tune.", low=0)
     num_learner_devices: int = option(1, "Devices that share each train batch.", low=1)
     keep_checkpoints_num: int | None = option(None, "Checkpoints kept in a directory, the newest; None: all.", low=1)
+    keep_best: str | None = option(
+        None,
+        "Keep the best checkpoint by this number of results, e.g. 'episode_reward_mean' or "
+        "'evaluation/episode_reward_mean'; in checkpoint_best.",
+    )
     compile_cache: bool | str = option(
         True,
         "Keep compiled programs on disk for the next run: True: in the user's cache directory; a path; False: not.",

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from jaxrl.registry import did_you_mean
 from jaxrl.trainers.history import History
+from jaxrl.trainers.stopping import nearest_keys
 from jaxrl.types import JaxrlError
 
 LABELS = {
@@ -60,6 +60,38 @@ def new_figure(width: float = 7.0, height: float = 4.0) -> tuple[CurveFigure, Ax
     return figure, axes
 
 
+def draw_panels(
+    panels: Mapping[str, Mapping[str, History]],
+    *,
+    key: str = "episode_reward_mean",
+    x: str = "timesteps_total",
+    smooth: int = 1,
+    title: str | None = None,
+) -> CurveFigure:
+    """Draws groups in a panel for each environment: rewards of different tasks share no scale.
+
+    Args:
+        panels: groups as of `draw`, by environment.
+        key, x, smooth: as of `draw`.
+        title: above all; None: what is drawn.
+
+    Returns:
+        The figure.
+    """
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    figure = CurveFigure(figsize=(8.0 if columns == 1 else 12.0, 4.8 * rows), dpi=110, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (env, groups) in zip(grid, panels.items(), strict=False):
+        draw(axes, groups, key=key, x=x, smooth=smooth, legend=True)
+        if env:
+            axes.set_title(env, loc="left", fontsize="medium")
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    figure.suptitle(title or f"{LABELS.get(key, key)} over {LABELS.get(x, x)}")
+    return figure
+
+
 def draw(
     axes: Axes,
     groups: Mapping[str, History],
@@ -67,6 +99,7 @@ def draw(
     key: str = "episode_reward_mean",
     x: str = "timesteps_total",
     smooth: int = 1,
+    legend: bool = False,
 ) -> None:
     """Draws one line a group; a group of several runs gets the mean, the range from lowest to highest, and thin lines.
 
@@ -78,6 +111,7 @@ def draw(
         key: what to draw, nested keys joined by `/`.
         x: over what.
         smooth: mean over the last so many results; the raw line stays behind it, faint.
+        legend: name a single line too.
 
     Raises:
         JaxrlError: a group has no such number.
@@ -105,7 +139,7 @@ def draw(
         text = f"{label}, {len(curves)} runs{' (10% to 90%)' * many}".lstrip(", ")
         axes.plot(band.x, band.mean, color=color, linewidth=1.8, label=text)
         axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.18, linewidth=0)
-    _dress(axes, key, x, legend=len(groups) > 1 or any(len(history.runs) > 1 for history in groups.values()))
+    _dress(axes, key, x, legend=legend or len(groups) > 1 or any(len(history.runs) > 1 for history in groups.values()))
 
 
 def align(curves: Sequence[tuple[np.ndarray, np.ndarray]], percentiles: tuple[float, float] = (0.0, 100.0)) -> Band:
@@ -153,9 +187,7 @@ def _no_values(history: History, label: str, key: str, x: str) -> JaxrlError:
     name = label or "the run"
     if wrong is None:
         return JaxrlError(f"{name}: {key!r} has no finite value yet (no episode has ended, say)")
-    return JaxrlError(
-        f"{name}: no result has a number {wrong!r}{did_you_mean(wrong, known) or '.'} There are: {', '.join(known)}"
-    )
+    return JaxrlError(f"{name}: no result has a number {wrong!r}; {nearest_keys(wrong, known)}")
 
 
 def _dress(axes: Any, key: str, x: str, *, legend: bool) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jaxrl.trainers.history import History, value_at
+from jaxrl.trainers.history import History, number, value_at
 
 # How a display names what it shows, in this order; the last number is the decimals. Times are in seconds.
 _COLUMNS = (
@@ -19,12 +21,15 @@ _COLUMNS = (
     ("min", "episode_reward_min", 1),
     ("max", "episode_reward_max", 1),
     ("length", "episode_len_mean", 1),
+    ("evaluation", "evaluation/episode_reward_mean", 1),
     ("steps/s", "env_steps_per_s", 0),
     ("time", "time_total_s", 1),
     ("compile", "compile_time_s", 1),
 )
 _ROWS = 12
 _SECONDS = 1.0
+# Of an iteration that takes long.
+FIRST_PAUSE_S = 10.0
 
 
 class Display(NamedTuple):
@@ -32,13 +37,15 @@ class Display(NamedTuple):
 
     Attributes:
         update: called with the history after each result.
-        note: shows one line beside the results.
+        note: shows one line beside the results; from any thread.
         close: shows the final state; called once.
+        status: says on standard error what takes long before there is a result.
     """
 
     update: Callable[[History], None]
     note: Callable[[str], None]
     close: Callable[[History], None]
+    status: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
 
 
 def open_display(verbose: bool | None = None, *, title: str = "") -> Display:
@@ -49,13 +56,34 @@ def open_display(verbose: bool | None = None, *, title: str = "") -> Display:
         title: shown above a table.
     """
     if verbose is False:
-        return Display(lambda history: None, lambda text: None, lambda history: None)
+        return Display(lambda history: None, lambda text: None, lambda history: None, lambda text: None)
     if in_notebook():
         return notebook_display()
     from rich.console import Console
 
     console = Console()
     return table_display(console, title) if console.is_terminal and redraws() else line_display()
+
+
+@contextlib.contextmanager
+def waiting(display: Display, iteration: int) -> Iterator[None]:
+    """Says now and then, within an iteration that takes long, for how long it has run."""
+    over = threading.Event()
+    started = time.monotonic()
+
+    def tell() -> None:
+        pause = FIRST_PAUSE_S
+        while not over.wait(pause):
+            display.note(f"Iteration {iteration}: {time.monotonic() - started:,.0f} s so far.")
+            pause = min(60.0, pause * 1.5)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def redraws() -> bool:
@@ -147,11 +175,12 @@ def line_display(write: Callable[[str], None] | None = None) -> Display:
 
     def show(history: History) -> None:
         nonlocal ready, shown
-        emit(format_line(history[-1]))
+        emit(format_line(history[-1], history.progress))
         ready, shown = time.monotonic() + _SECONDS, len(history)
 
     def update(history: History) -> None:
-        if time.monotonic() >= ready:
+        # Evaluations are seldom, and each is worth a line.
+        if time.monotonic() >= ready or "evaluation" in history[-1]:
             show(history)
 
     def close(history: History) -> None:
@@ -161,31 +190,37 @@ def line_display(write: Callable[[str], None] | None = None) -> Display:
     return Display(update, emit, close)
 
 
-def format_line(result: Mapping[str, Any]) -> str:
+def format_line(result: Mapping[str, Any], progress: Mapping[str, str] | None = None) -> str:
     """A result in one line.
+
+    Args:
+        result: of an iteration.
+        progress: more numbers to show, by title.
 
     Example:
         >>> format_line({"training_iteration": 3, "timesteps_total": 12000, "episode_reward_mean": 42.0})
         'iter 3  env steps 12,000  reward 42.0'
     """
-    return "  ".join(f"{title} {text}" for title, text in zip(_titles(), _cells(result), strict=True) if text != "-")
+    return "  ".join(f"{title} {text}" for title, text in _cells(result, progress or {}).items() if text != "-")
 
 
-def _titles() -> list[str]:
-    return [title for title, _, _ in _COLUMNS]
-
-
-def _cells(result: Mapping[str, Any]) -> list[str]:
-    values = [(value_at(result, key), decimals) for _, key, decimals in _COLUMNS]
-    return [f"{v:,.{d if abs(v) < 1000 else 0}f}" if math.isfinite(v) else "-" for v, d in values]
+def _cells(result: Mapping[str, Any], progress: Mapping[str, str]) -> dict[str, str]:
+    values = {title: (value_at(result, key), decimals) for title, key, decimals in _COLUMNS}
+    cells = {
+        title: f"{v:,.{d if abs(v) < 1000 else 0}f}" if math.isfinite(v) else "-" for title, (v, d) in values.items()
+    }
+    more = {title: value_at(result, key) for title, key in progress.items()}
+    return cells | {title: number(value) if math.isfinite(value) else "-" for title, value in more.items()}
 
 
 def _table(history: History, title: str) -> Any:
     from rich.table import Table
 
     table = Table(title=title or None, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for name in _titles():
+    rows = [_cells(result, history.progress) for result in history[-_ROWS:]]
+    titles = [title for title in rows[-1] if any(row[title] != "-" for row in rows)]
+    for name in titles:
         table.add_column(name, justify="right", no_wrap=True)
-    for result in history[-_ROWS:]:
-        table.add_row(*_cells(result))
+    for row in rows:
+        table.add_row(*(row[title] for title in titles))
     return table

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
-from jaxrl.trainers import stopping
+from jaxrl.trainers import compilation, stopping
 from jaxrl.trainers.display import Display, open_display
 from jaxrl.trainers.evolution import PopulationBasedTraining
 from jaxrl.trainers.history import History, value_at
@@ -78,6 +79,7 @@ def fit(
     """
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ConfigError(f"fit: iterations should be a whole number of at least 1, got {iterations!r}")
+    criteria = stopping.check_stop(stop)
     display = open_display(verbose)
     with Interruption(
         on_first=lambda _: display.note("Ending after this iteration; interrupt again to end at once.")
@@ -89,17 +91,24 @@ def fit(
                 seeds=1 if seeds is None else seeds,
                 coeffs=coeffs,
                 evolve=evolve,
-                stop=stopping.check_stop(stop),
+                stop=criteria,
                 display=display,
                 interrupted=lambda: interruption.requested,
             )
         return train_until(
             trainer,
-            stopping.check_stop(stop),
+            criteria,
             iterations=iterations,
             display=display,
             interrupted=lambda: interruption.requested,
         )
+
+
+@contextlib.contextmanager
+def compiling(display: Display) -> Iterator[None]:
+    """Says, within a first iteration, which programs take long to compile."""
+    with compilation.watched(lambda name: display.status(f"Compiling {name}, which the next run finds in the cache.")):
+        yield
 
 
 def train_until(
@@ -124,10 +133,11 @@ def train_until(
     Returns:
         The results; `.note` says how it ended.
     """
-    history = History(name=f"{trainer.name} on {stopping.env_label(trainer)}")
+    history = History(name=f"{trainer.name} on {stopping.env_label(trainer)}", progress=trainer.progress_keys)
     try:
         while iterations is None or len(history) < iterations:
-            result = trainer.train()
+            with compiling(display) if not history else contextlib.nullcontext():
+                result = trainer.train()
             history.results.append(result)
             if len(history) == 1:
                 stopping.check_keys(stop, result)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -28,6 +29,7 @@ _TABLE_KEYS = (
     ("episode_reward_min", "min"),
     ("episode_reward_max", "max"),
     ("episode_len_mean", "length"),
+    ("evaluation/episode_reward_mean", "evaluation mean"),
     ("env_steps_per_s", "steps/s"),
     ("time_total_s", "seconds"),
 )
@@ -48,6 +50,7 @@ class History(Sequence[Mapping[str, Any]]):
         name: what curves call the run.
         note: how the run ended, if there is something to say.
         more: other runs of the same experiment, which make the curve a band: see `join`.
+        progress: numbers to show beside the rewards, by title: see `build_trainer`.
 
     Example:
         >>> history = trainer.fit(20)                            # doctest: +SKIP
@@ -61,10 +64,12 @@ class History(Sequence[Mapping[str, Any]]):
         name: str = "",
         note: str = "",
         more: Iterable[History] = (),
+        progress: Mapping[str, str] | None = None,
     ) -> None:
         self.results: list[Mapping[str, Any]] = list(results)
         self.name = name
         self.note = note
+        self.progress = dict(progress or {})
         self._more = tuple(more)
         self._shown_in: int | None = None
 
@@ -210,9 +215,21 @@ class History(Sequence[Mapping[str, Any]]):
     def _summary(self) -> list[tuple[str, str]]:
         if not self.results:
             return []
-        found = [(title, value_at(self[-1], key)) for key, title in _TABLE_KEYS]
-        return [(title, f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.1f}")
-                for title, value in found if math.isfinite(value)]  # fmt: skip
+        keys = [*_TABLE_KEYS, *((key, title) for title, key in self.progress.items())]
+        found = [(title, value_at(self[-1], key)) for key, title in keys]
+        return [(title, number(value)) for title, value in found if math.isfinite(value)]
+
+
+def number(value: float) -> str:
+    """A number with about four digits.
+
+    Example:
+        >>> number(12000.0), number(3.25), number(0.012345)
+        ('12,000', '3.2', '0.01234')
+    """
+    if abs(value) >= 1000 or value == int(value):
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 1 else f"{value:.4g}"
 
 
 def _cell_number() -> int | None:
@@ -222,7 +239,14 @@ def _cell_number() -> int | None:
 
 
 def value_at(result: Mapping[str, Any], key: str) -> float:
-    """The number of a result under a key whose parts are joined by `/`; NaN where there is none."""
+    """The number of a result under a key whose parts are joined by `/`; NaN where there is none.
+
+    A part `*` stands for the first key there is.
+    """
+    if "/*/" in key:
+        before, _, after = key.partition("/*/")
+        pattern = re.compile(f"{re.escape(before)}/[^/]+/{re.escape(after)}")
+        return next((value_at(result, name) for name in dict(flatten(result)) if pattern.fullmatch(name)), math.nan)
     # A metric's own name may hold slashes (`critic/loss`), so that the flat keys decide.
     node = result[key] if key in result else dict(flatten(result)).get(key)
     return float(cast("float", node)) if is_finite(node) else math.nan

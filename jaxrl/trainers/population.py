@@ -17,7 +17,7 @@ from jaxrl.execution.compiled_rounds import adopt_world
 from jaxrl.execution.device_memory import check_memory
 from jaxrl.execution.population import Population
 from jaxrl.rollout.compiled_workers import EpisodeReturns
-from jaxrl.trainers.display import Display
+from jaxrl.trainers.display import Display, waiting
 from jaxrl.trainers.evolution import PopulationBasedTraining
 from jaxrl.trainers.history import History, image_tag, value_at
 from jaxrl.trainers.stopping import check_keys, criterion_met, env_label, iterations
@@ -204,13 +204,20 @@ def fit_population(
     record = _Record(trainer, population, history)
     if evolve is not None:
         evolve = dataclasses.replace(evolve)  # its draws begin anew with every fit
+    steps = population.engine.rounds * population.engine.steps_per_round
+    display.note(
+        f"A population of {len(members)} members, {count} iterations of {steps:,} env steps each: "
+        f"{len(members) * count * steps:,} env steps in all. Its program is compiled first."
+    )
     try:
         for iteration in range(1, count + 1):
             due = evolve is not None and iteration > 1 and (iteration - 1) % evolve.interval == 0
             parents = record.evolve(evolve) if evolve is not None and due else None
-            result = record.iteration(iteration, parents)
+            with waiting(display, iteration):
+                result = record.iteration(iteration, parents)
             if iteration == 1:
                 check_keys(stop, result)
+                _tell_time(display, result, population, count - 1)
             display.update(history.results)
             met = criterion_met(stop, result)
             if met is not None:
@@ -241,12 +248,25 @@ def fit_population(
     return history
 
 
+def _tell_time(display: Display, result: Mapping[str, Any], population: Population, left: int) -> None:
+    """After the first iteration: what the others will take."""
+    seconds = result["timesteps_total"] / result["env_steps_per_s"]
+    compiling = sum(cost.compile_s for cost in population.costs.values())
+    each = max(0.0, seconds - compiling)
+    display.note(
+        f"The first iteration took {seconds:,.0f} s, {compiling:,.0f} s of it compiling; the other {left} about "
+        f"{each * left:,.0f} s."
+    )
+
+
 def _checked(trainer: Any, seeds: Any, coeffs: Any) -> tuple[list[int], dict[str, list[float]]]:
     if trainer.compiled is None:
         raise ConfigError(
             f"fit(seeds=...): a population is one compiled program, and env {trainer.options.env!r} is run by workers; "
             "give a JAX-native environment and engine='compiled', or train the seeds one by one."
         )
+    if trainer.options.keep_best is not None:
+        raise ConfigError("keep_best: a population keeps its best member by itself; leave it out.")
     if trainer.iteration:
         raise ConfigError(
             "fit(seeds=...): this trainer has trained already, and a population begins anew; make another."

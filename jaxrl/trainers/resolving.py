@@ -10,21 +10,23 @@ from jaxrl.trainers import evaluation, policy_options, setup
 from jaxrl.types import ConfigError
 
 
-def split_given(name: str, config: Any, env: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_given(name: str, config: Any, second: Any, env: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Tune's own entries of a config, and the others: never copied deeply, since they may hold environments.
 
     Args:
         name: of the trainer, for messages.
         config: as given.
+        second: the argument after it, which other libraries take the environment for.
         env: in place of its environment, or None.
 
     Raises:
         ConfigError: the config is no mapping.
     """
     if config is not None and not isinstance(config, Mapping):
+        example = f"{name}({{'env': {second if isinstance(second, str) else 'CartPole-v1'!r}}})"
         raise ConfigError(
-            f"{name}: config: expected a dict of options such as {{'env': 'CartPole-v1'}}, got {config!r} "
-            f"({type(config).__name__}); networks are options too ('model')."
+            f"{name}: config: expected a dict of options, got {config!r} ({type(config).__name__}); write {example}; "
+            f"networks are options too ('model'). {name}.config_help() lists them all."
         )
     given = dict(config or {})
     tunes = {key: given.pop(key) for key in list(given) if key.startswith("__") and key.endswith("__")}

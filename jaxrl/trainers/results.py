@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ import os
 import pathlib
 import re
 import secrets
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl import config as config_lib
+from jaxrl.types import ConfigError
 
 # Making TensorBoard's summaries costs a millisecond or two, as much as a tenth of a short iteration.
 EVENT_INTERVAL_S = 0.5
@@ -44,8 +47,69 @@ def new_run_directory(experiment: pathlib.Path, name: str, env: Any) -> pathlib.
     return experiment / f"{name}_{label}_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(4)}"
 
 
+def check_writable(directory: pathlib.Path, where: str) -> None:
+    """Checks that a directory can be made and written, without making it.
+
+    Args:
+        directory: an absolute path.
+        where: what names it, for the message.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    there = next(path for path in (directory, *directory.parents) if _exists(path))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"{where}: {directory} cannot be written: {there}: {error.strerror or error}; give another directory"
+        ) from error
+
+
+def _exists(path: pathlib.Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def last_iteration(directory: pathlib.Path) -> int:
+    """The iteration of the last result in a results directory; 0 where there is none."""
+    try:
+        with open(directory / "result.json", "rb") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError, AttributeError):  # cut off where the machine went down
+            return int(json.loads(line).get("training_iteration", 0))
+    return 0
+
+
+def drop_results(directory: pathlib.Path, after: int) -> None:
+    """Drops the results that come after an iteration: the run goes on from there, and makes them again."""
+    results, progress = directory / "result.json", directory / "progress.csv"
+    if results.exists():
+        kept = [line for line in results.read_text(encoding="utf-8").splitlines() if _iteration(line) <= after]
+        replace_text(results, "".join(f"{line}\n" for line in kept))
+    if progress.exists():
+        with open(progress, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if int(row.get("training_iteration") or 0) <= after]
+            columns = list(reader.fieldnames or [])
+        replace_text(progress, _csv_text(columns, rows, header=True) if rows else "")
+
+
+def _iteration(line: str) -> float:
+    try:
+        return json.loads(line)["training_iteration"]
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
 class ResultWriter:
-    """Writes the results of a run; a directory that has results already is continued.
+    """Writes the results of a run; a directory that has results already is continued where the run stands.
 
     Each result is complete on disk when `write` returns, so that a killed process leaves whole lines.
 
@@ -75,16 +139,42 @@ class ResultWriter:
         self._config: tuple[Any, str] = (None, "")
         self._unseen: Mapping[str, Any] | None = None
         self._last_event = -math.inf
+        self._size, self._iteration = 0, 0
+
+    def check(self, iteration: int) -> None:
+        """Checks, before an iteration, that nobody else writes results there.
+
+        Args:
+            iteration: the last one that the trainer has behind it.
+
+        Raises:
+            ConfigError: the directory holds results of another trainer.
+        """
+        if self._columns is None and iteration > 0:
+            return  # restored: it goes on from there
+        found = self.directory / "result.json"
+        size = found.stat().st_size if found.exists() else 0
+        if size != self._size:
+            raise ConfigError(
+                f"results_dir: {self.directory} holds results of another trainer, up to iteration "
+                f"{last_iteration(self.directory)}; give each trainer a directory of its own (None: a new one), or go "
+                "on from a checkpoint with from_checkpoint or restore"
+            )
 
     def write(self, result: Mapping[str, Any]) -> None:
         """Appends one result to every file."""
+        iteration = int(result.get("training_iteration", self._iteration + 1))
         if self._columns is None:
-            self._open()
+            self._open(iteration)
+        elif iteration <= self._iteration:
+            drop_results(self.directory, iteration - 1)
+        self._iteration = iteration
         numbers = {key: value for key, value in result.items() if key != "config"}
         line = json.dumps(to_plain(numbers), allow_nan=False)
         if "config" in result:
             line = f'{line[:-1]}, "config": {self._config_text(result["config"])}}}'
         append_text(self.directory / "result.json", line + "\n")
+        self._size = (self.directory / "result.json").stat().st_size
         flat = dict(flatten(numbers))
         self._write_row({key: value for key, value in flat.items() if _is_cell(value)})
         # A short iteration is over before TensorBoard's summaries of it would be made.
@@ -108,8 +198,11 @@ class ResultWriter:
             self._config = config, json.dumps(to_plain(config), allow_nan=False)
         return self._config[1]
 
-    def _open(self) -> None:
+    def _open(self, iteration: int) -> None:
+        self.check(iteration - 1)
         self.directory.mkdir(parents=True, exist_ok=True)
+        if last_iteration(self.directory) >= iteration:
+            drop_results(self.directory, iteration - 1)
         text = json.dumps(config_lib.to_json(self._options), indent=1, allow_nan=False)
         replace_text(self.directory / "params.json", text + "\n")
         for name in ("result.json", "progress.csv"):

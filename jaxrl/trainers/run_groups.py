@@ -12,7 +12,7 @@ from jaxrl.trainers.results import flatten
 from jaxrl.types import JaxrlError
 
 # What changes where a run happens, but not what is learned.
-_SAME_CURVE = ("seed", "keep_checkpoints_num", "compile_cache")
+_SAME_CURVE = ("seed", "keep_checkpoints_num", "keep_best", "compile_cache")
 
 
 class _Run(NamedTuple):
@@ -22,14 +22,15 @@ class _Run(NamedTuple):
     config: dict[str, Any]
 
 
-def find_groups(directories: Sequence[pathlib.Path]) -> tuple[dict[str, History], list[str]]:
-    """The runs in some directories and below, by a label of what sets them apart; seeds are joined.
+def find_groups(directories: Sequence[pathlib.Path]) -> tuple[dict[str, dict[str, History]], list[str]]:
+    """The runs in some directories and below, by environment and a label of what sets them apart; seeds are joined.
 
     Args:
         directories: results or experiment directories.
 
     Returns:
-        Histories by label, runs that differ only in their seed joined to one; and notes on runs that cannot be read.
+        Histories by environment and label, runs that differ only in their seed joined to one; and notes on runs that
+        cannot be read.
 
     Raises:
         JaxrlError: a directory does not exist, or there is no run at all.
@@ -48,10 +49,14 @@ def find_groups(directories: Sequence[pathlib.Path]) -> tuple[dict[str, History]
     if not runs:
         where = ", ".join(str(directory) for directory in directories)
         raise JaxrlError("\n".join([f"{where}: no results there or below (a run's result.json)", *notes]))
-    groups: dict[str, list[History]] = {}
+    groups: dict[str, dict[str, list[History]]] = {}
     for run, label in zip(runs, _labels(runs), strict=True):
-        groups.setdefault(label, []).append(run.history)
-    return {label: History.join(*group, name=label) for label, group in groups.items()}, notes
+        groups.setdefault(run.env, {}).setdefault(label, []).append(run.history)
+    joined = {
+        env: {label: History.join(*group, name=label) for label, group in found.items()}
+        for env, found in groups.items()
+    }
+    return joined, notes
 
 
 def _read(file: pathlib.Path) -> _Run:

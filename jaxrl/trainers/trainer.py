@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 from ray import tune
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from jaxrl import config as config_lib
 from jaxrl import registry
-from jaxrl.callbacks import named
 from jaxrl.execution.context import PlanContext
 from jaxrl.execution.iterators import LocalIterator
 from jaxrl.policies import Policy, PolicyFactory
 from jaxrl.rollout import WorkerSet
 from jaxrl.tracebacks import users_frames
-from jaxrl.trainers import checkpoint, compilation, evaluation, policy_options, resolving, resources
+from jaxrl.trainers import best, checkpoint, compilation, evaluation, iteration, policy_options, resolving, resources
 from jaxrl.trainers.config import CommonConfig
 from jaxrl.trainers.inference import ActionComputer
 from jaxrl.trainers.parts import build_parts
-from jaxrl.trainers.results import ResultWriter
+from jaxrl.trainers.results import ResultWriter, check_writable, results_root
+from jaxrl.trainers.stopping import check_keys_early, check_stop
 from jaxrl.types import DEFAULT_POLICY_ID, ConfigError, PolicyID
 
 
@@ -35,7 +35,7 @@ class Trainer(tune.Trainable):
         config: options by their flat names; never changed.
         storage: given by Tune.
         env: shorthand for `config["env"]`.
-        results_dir: where results go, made with the first one; None: a directory of its own under
+        results_dir: where results go, made with the first one and this trainer's alone; None: a new one under
             `~/ray_results/default`.
 
     Raises:
@@ -52,6 +52,7 @@ class Trainer(tune.Trainable):
     policy_factory: ClassVar[PolicyFactory]
     execution_plan: ClassVar[Callable[[PlanContext], LocalIterator]]
     validate_config: ClassVar[Callable[[Any], Any]]
+    progress_keys: ClassVar[Mapping[str, str]]
     with_updates: ClassVar[Callable[..., type[Trainer]]]
 
     def __init__(
@@ -62,7 +63,7 @@ class Trainer(tune.Trainable):
         env: Any = None,
         results_dir: str | pathlib.Path | None = None,
     ):
-        tunes, given = resolving.split_given(type(self).__name__, config, env)
+        tunes, given = resolving.split_given(type(self).__name__, config, storage, env)
         self._given = given
         self._results_dir = results_dir
         with resources.quiet_tune() if storage is None else contextlib.nullcontext():
@@ -79,7 +80,10 @@ class Trainer(tune.Trainable):
         self.config = config_lib.to_dict(self.options)
         compilation.enable_compile_cache(self.options.compile_cache)
         self._stopped = False
+        self._best = best.Best(self.options.keep_best, type(self), self.options)
         self._evaluation_workers: WorkerSet | None = None
+        if not self._storage:
+            check_writable(results_root(self._results_dir), "results_dir")
         with users_frames(), contextlib.ExitStack() as undo:  # what a failure below has to end
             parts = build_parts(type(self), self.asked, self.options, undo)
             undo.pop_all()
@@ -116,32 +120,20 @@ class Trainer(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One iteration; `train()` calls it."""
         self._check_running("train")
+        if self._writer is not None:
+            self._writer.check(self._iteration)
         with users_frames():
-            return self._iterate()
-
-    def _iterate(self) -> dict[str, Any]:
-        started, compiled = time.perf_counter(), compilation.compile_seconds()
-        sampled = self.context.counters["num_steps_sampled"]
-        result = dict(next(self.plan))
-        result["sampler_perf"] = self.workers.sampler_perf
-        result["timesteps_this_iter"] = self.context.counters["num_steps_sampled"] - sampled
-        result["compile_time_s"] = compilation.compile_seconds() - compiled
-        result["engine"] = "workers" if self.compiled is None else "compiled"
-        if self.compiled is not None:
-            result["programs"] = {name: cost._asdict() for name, cost in self.compiled.costs.items()}
-        result["env_steps_per_s"] = result["timesteps_this_iter"] / (time.perf_counter() - started)
-        interval = self.options.evaluation_interval
-        if interval is not None and (self._iteration + 1) % interval == 0:
-            result["evaluation"] = self.evaluate()
-        callbacks = named(self.options.callbacks)
-        if callbacks is not None and callbacks.on_train_result is not None:
-            callbacks.on_train_result(trainer=self, result=result)
+            result = iteration.iterate(self)
+        if self._storage and self._best.improves(result):
+            result[SHOULD_CHECKPOINT] = True
         return result
 
     def log_result(self, result: dict[str, Any]) -> None:
-        """Writes a result to the results directory, outside Tune."""
+        """Writes a result to the results directory, outside Tune, and the checkpoint that `keep_best` asks for."""
         if self._writer is not None:
             self._writer.write(result)
+            if self._best.improves(result):
+                self.save(str(self._writer.directory / checkpoint.BEST))
 
     def _check_running(self, what: str) -> None:
         if self._stopped:
@@ -360,6 +352,7 @@ class Trainer(tune.Trainable):
             "time_total": self._time_total,
             "episodes_total": self._episodes_total,
             "inference_calls": self._inference.calls,
+            "best": self._best.value,
         }
 
     def set_progress(self, progress: Mapping[str, Any]) -> None:
@@ -367,6 +360,7 @@ class Trainer(tune.Trainable):
         self._iteration, self._time_total = int(progress["iteration"]), float(progress["time_total"])
         self._episodes_total = progress["episodes_total"]
         self._inference.calls = int(progress["inference_calls"])
+        self._best.value = progress.get("best")
         self._iterations_since_restore, self._time_since_restore, self._timesteps_since_restore = 0, 0.0, 0
 
     # ---- about
@@ -405,6 +399,7 @@ class Trainer(tune.Trainable):
         """
         from jaxrl.trainers.fit import fit
 
+        check_keys_early(check_stop(options.get("stop")), type(self), self.options)
         return fit(self, iterations, **options)
 
     def __enter__(self) -> Self:
@@ -414,7 +409,8 @@ class Trainer(tune.Trainable):
         self.stop()
 
     def __repr__(self) -> str:
-        if "policies" not in vars(self):  # a constructor that fails: Ray prints its actor then
-            return f"{type(self).__name__}(not built)"
-        env = self.options.env if isinstance(self.options.env, str) else type(self.options.env).__name__
-        return f"{type(self).__name__}(env={env!r}, iteration={self._iteration}, policies={sorted(self.policies)})"
+        about = vars(self)  # of one whose constructor fails, too: Ray prints its actor then
+        env = about.get("_given", {}).get("env")
+        name = env if isinstance(env, str) else type(env).__name__
+        policies = sorted(about.get("policies", ()))
+        return f"{type(self).__name__}(env={name!r}, iteration={about.get('_iteration')}, policies={policies})"

@@ -120,7 +120,7 @@ def test_damaged_checkpoints(jaxrl, checkpoint, tmp_path, name):
 
 
 def test_directories_without_a_checkpoint(jaxrl, train, tmp_path):
-    train("--stop", "training_iteration=1")
+    train("--stop", "training_iteration=1", "--no-checkpoint-at-end")
     assert "there is no checkpoint in it" in jaxrl("rollout", tmp_path / "results", code=2).output
     assert "does not exist" in jaxrl("rollout", tmp_path / "missing", code=2).output
     (tmp_path / "rllib").mkdir()

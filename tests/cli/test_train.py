@@ -187,7 +187,10 @@ def test_experiments_of_a_yaml_file_run_one_after_the_other(jaxrl, tmp_path):
         (["train", "--run", "PPOO", "--env", "x"], "unknown algorithm 'PPOO'; did you mean 'PPO'"),
         ([*PG, "--env", "CartPole-v1", "--set", "lrr=1"], "unknown key 'lrr'; did you mean 'lr'"),
         ([*PG, "--env", "CartPole-v1", "--config", '{"lr": "high"}'], "'lr'"),
-        ([*PG, "--env", "CartPole-v1", "--config", '{"lr": '], "--config: not valid YAML"),
+        (
+            [*PG, "--env", "CartPole-v1", "--config", '{"lr": '],
+            "--config: not valid JSON: Expecting value at line 1, column 8",
+        ),
         ([*PG, "--env", "CartPole-v1", "--config", "lr"], "--config: expected a JSON object"),
         ([*PG, "--env", "CartPole-v1", "--set", "framework=torch"], "retired"),
         ([*PG, "--env", "CartPole-v1", "--stop", "training_iteration=soon"], "should be a number"),

@@ -6,6 +6,7 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from jaxrl import registry
 from jaxrl.envs import ENVS, EnvContext, MultiAgentEnv, make_env_creator, make_vector_env
@@ -201,3 +202,45 @@ def test_discrete_actions_are_checked_as_gymnasium_checks_them_but_quickly():
     env.reset(seed=0)
     with pytest.raises(AssertionError):
         env.step(2)
+
+
+@pytest.mark.parametrize(
+    ("unknown", "newest"), [("Taxi-v2", "Taxi-v"), ("CartPole-v99", "CartPole-v"), ("cartpole-v1", "CartPole-v1")]
+)
+def test_the_newest_version_of_an_unknown_one_comes_first(unknown, newest):
+    versions = [key for key in gym.registry if key.rpartition("-v")[0] == newest.rpartition("-v")[0]]
+    first = max(versions, key=lambda key: int(key.rpartition("-v")[2]))
+    with pytest.raises(ConfigError, match=f"unknown environment '{unknown}'.*; the nearest are {first}[,.]"):
+        make_env_creator(unknown)
+
+
+@pytest.mark.parametrize(
+    ("entry", "extra"),
+    [
+        ("gymnasium.envs.mujoco:Ant", "mujoco"),
+        ("gymnasium.envs.box2d:Lander", "box2d"),
+    ],
+)
+def test_a_missing_package_names_the_extra(monkeypatch, entry, extra):
+    def missing(*args, **kwargs):
+        raise gym.error.DependencyNotInstalled("no such package")
+
+    spec = EnvSpec("Missing-v0", entry_point=entry)
+    monkeypatch.setitem(gym.registry, "Missing-v0", spec)
+    monkeypatch.setattr(gym, "make", missing)
+    with pytest.raises(ConfigError, match=rf"Missing-v0.*pip install 'jaxrl\[{extra}\]' \(no such package\)"):
+        make_env_creator("Missing-v0")()
+
+
+def test_a_module_that_raises_names_its_line(tmp_path, monkeypatch):
+    (tmp_path / "raises_at_once.py").write_text("x = 1\ny = x / 0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"importing module 'raises_at_once' raised ZeroDivisionError: .*raises_at_once.py:2"
+    ):
+        make_env_creator("raises_at_once:Env")
+
+
+def test_a_module_without_the_class_says_so():
+    with pytest.raises(ConfigError, match="module jaxrl.envs has no EnvContex; did you mean 'EnvContext'"):
+        make_env_creator("jaxrl.envs:EnvContex")

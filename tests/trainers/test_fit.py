@@ -7,6 +7,7 @@ import json
 import math
 import signal
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from rich.console import Console
@@ -25,6 +26,7 @@ class CountingTrainer:
 
     name = "PPO"
     options = SimpleNamespace(env="CartPole-v1")
+    progress_keys: ClassVar[dict[str, str]] = {"reward x 2": "twice/*/reward"}
 
     def __init__(self, hook=None):
         self.iteration = 0

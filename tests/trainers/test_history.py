@@ -167,7 +167,7 @@ def test_runs_are_grouped_by_what_they_differ_in(tmp_path):
     (tmp_path / "b" / "broken").mkdir()
     (tmp_path / "b" / "broken" / "result.json").write_text("")
     groups, notes = find_groups([tmp_path])
-    assert {label: len(history.runs) for label, history in groups.items()} == {
+    assert {label: len(history.runs) for label, history in groups["CartPole-v1"].items()} == {
         "PPO, CartPole-v1 lr=0.1": 2,
         "PPO, CartPole-v1 lr=0.2": 1,
         "PG, CartPole-v1": 1,

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -71,9 +72,14 @@ def test_a_member_is_the_single_run_of_its_seed(tmp_path, cls, config):
                 assert trainer.context.counters.save() == single.context.counters.save()
 
 
-def test_results_table_curves_and_the_best_members_checkpoint(tmp_path):
+def test_results_table_curves_and_the_best_members_checkpoint(tmp_path, capsys):
     with PPOTrainer(config=PPO, results_dir=tmp_path) as trainer:
-        population = trainer.fit(3, seeds=[5, 9], coeffs={"lr": [1e-2, 1e-3], "clip_param": [0.1, 0.3]}, verbose=False)
+        population = trainer.fit(3, seeds=[5, 9], coeffs={"lr": [1e-2, 1e-3], "clip_param": [0.1, 0.3]})
+        said = capsys.readouterr().out.splitlines()
+        assert said[0].startswith(
+            "A population of 8 members, 3 iterations of 64 env steps each: 1,536 env steps in all."
+        )
+        assert re.match(r"The first iteration took \d+ s, \d+ s of it compiling; the other 2 about \d+ s\.", said[1])
         assert len(population) == 8 and len(population.settings()) == 4
         rows = population.rows()
         assert [sorted(row) for row in rows] == [sorted(["lr", "clip_param", "seeds", "mean", "std", "min", "max"])] * 4
