@@ -25,7 +25,7 @@ def curve(results):
 def single_runs(results_dir, **options):
     curves = []
     for seed in range(SEEDS):
-        with PPOTrainer(config=config(seed=seed, **options), results_dir=results_dir) as trainer:
+        with PPOTrainer(config=config(seed=seed, **options), results_dir=results_dir / str(seed)) as trainer:
             curves.append(curve([trainer.train() for _ in range(ITERATIONS)]))
     return np.array(curves)
 
@@ -35,8 +35,8 @@ def test_three_ways_to_run_ten_seeds_give_the_same_curves(tmp_path):
     with PPOTrainer(config=config(env="jax/CartPole-v1", seed=0), results_dir=tmp_path / "population") as trainer:
         population = trainer.fit(ITERATIONS, seeds=SEEDS, verbose=False)
     curves = {
-        "in-process": single_runs(tmp_path, env="CartPole-v1"),
-        "compiled": single_runs(tmp_path, env="jax/CartPole-v1", engine="compiled"),
+        "in-process": single_runs(tmp_path / "in-process", env="CartPole-v1"),
+        "compiled": single_runs(tmp_path / "compiled", env="jax/CartPole-v1", engine="compiled"),
         "population": np.array([curve(member.history) for member in population.members]),
     }
     # The mean over a run's curve is one number a seed; that of other engines' seeds comes from the same distribution.

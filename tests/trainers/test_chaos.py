@@ -89,13 +89,14 @@ def test_twenty_killed_workers_do_not_keep_a_run_from_learning(algorithm):
 
 
 SAVER = """
+import tempfile
 from jaxrl.algorithms.ppo import PPOTrainer
-trainer = PPOTrainer(config={config!r}, results_dir={directory!r})
+trainer = PPOTrainer(config={config!r}, results_dir=tempfile.mkdtemp())
 trainer.train()
-trainer.save()
+trainer.save({directory!r} + "/checkpoint_000001")
 print("ready", flush=True)
 while True:
-    trainer.save()
+    trainer.save({directory!r} + f"/checkpoint_{{trainer.iteration:06d}}")
     trainer._iteration += 1
 """
 

@@ -276,15 +276,15 @@ def test_a_foreign_directory_is_not_replaced(trainer: Any, tmp_path: pathlib.Pat
 
 
 SAVER = """
-import sys
+import tempfile
 from jaxrl.algorithms.ppo import PPOTrainer
-trainer = PPOTrainer(config={config!r}, results_dir={directory!r})
+trainer = PPOTrainer(config={config!r}, results_dir=tempfile.mkdtemp())
 trainer.train()
-trainer.save()
+trainer.save({directory!r} + "/checkpoint_000001")
 print("ready", flush=True)
 while True:
     for _ in range(3):
-        trainer.save()
+        trainer.save({directory!r} + f"/checkpoint_{{trainer.iteration:06d}}")
     trainer._iteration += 1
 """
 
