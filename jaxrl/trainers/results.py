@@ -90,6 +90,8 @@ def last_iteration(directory: pathlib.Path) -> int:
 def drop_results(directory: pathlib.Path, after: int) -> None:
     """Drops the results that come after an iteration: the run goes on from there, and makes them again."""
     results, progress = directory / "result.json", directory / "progress.csv"
+    _drop_partial_line(results)
+    _drop_partial_line(progress)
     if results.exists():
         kept = [line for line in results.read_text(encoding="utf-8").splitlines() if _iteration(line) <= after]
         replace_text(results, "".join(f"{line}\n" for line in kept))
@@ -98,7 +100,7 @@ def drop_results(directory: pathlib.Path, after: int) -> None:
             reader = csv.DictReader(file)
             rows = [row for row in reader if int(row.get("training_iteration") or 0) <= after]
             columns = list(reader.fieldnames or [])
-        replace_text(progress, _csv_text(columns, rows, header=True) if rows else "")
+        replace_text(progress, _csv_text(columns, rows, header=bool(columns)))
 
 
 def _iteration(line: str) -> float:
@@ -154,7 +156,7 @@ class ResultWriter:
             return  # restored: it goes on from there
         found = self.directory / "result.json"
         size = found.stat().st_size if found.exists() else 0
-        if size != self._size:
+        if size and size != self._size:
             raise ConfigError(
                 f"results_dir: {self.directory} holds results of another trainer, up to iteration "
                 f"{last_iteration(self.directory)}; give each trainer a directory of its own (None: a new one), or go "

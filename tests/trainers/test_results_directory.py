@@ -14,7 +14,7 @@ from jaxrl.algorithms.ppo import PPOTrainer
 from jaxrl.callbacks import Callbacks
 from jaxrl.trainers.best import Best
 from jaxrl.trainers.display import format_line
-from jaxrl.trainers.results import ResultWriter
+from jaxrl.trainers.results import ResultWriter, drop_results
 from jaxrl.types import ConfigError
 
 TINY = {
@@ -148,3 +148,17 @@ def test_a_progress_line_has_the_numbers_of_the_first_policy():
         {"training_iteration": 3, "info": info, "evaluation": {"episode_reward_mean": 12.25}}, PPOTrainer.progress_keys
     )
     assert line == "iter 3  evaluation 12.2  kl 0.012  entropy 1.5"
+
+
+def test_a_trainer_that_is_set_back_to_the_start_writes_a_whole_table(tmp_path):
+    writer = ResultWriter(tmp_path, "PG", PGTrainer.resolve_config(TINY))
+    for number in (1, 2, 1):
+        writer.write({"training_iteration": number, "episode_reward_mean": 1.0})
+    writer.close()
+    assert iterations(tmp_path) == [1]
+    with open(tmp_path / "progress.csv", "a") as file:
+        file.write("2,1")  # the machine went down here
+    with open(tmp_path / "result.json", "a") as file:
+        file.write('{"training_it')
+    drop_results(tmp_path, 1)
+    assert iterations(tmp_path) == [1]
