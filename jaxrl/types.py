@@ -33,7 +33,8 @@ COLUMNS: Mapping[str, str] = {
     "prev_actions": "action of the previous row, zeros at an episode's start",
     "prev_rewards": "reward of the previous row, zero at an episode's start",
     "eps_id": "number of the episode, int32",
-    "t": "step within the episode, int32; -1 where the mask is False because nothing was stepped",
+    "t": "step within the episode, int32; -1 where the mask is False because nothing was stepped; where a recurrent "
+    "model's state goes on over a soft horizon, so does t",
     "agent_index": "slot of the agent within its environment, int32",
     "unroll_id": "number of the fragment, int32",
     "weights_version": "number of the weights that the worker acted with, int32",

@@ -23,8 +23,9 @@ class MultiAgentEnv(abc.ABC):
     Everything is a dict by agent. An agent acts next exactly when the last `reset` or `step` returned an observation
     for it and did not end it; agents may come and go. `terminateds` and `truncateds` hold the agents that end, and
     `"__all__"`, which ends the episode. An ended agent's observation of that step is its final one, and it may not
-    return in the same episode. Rewards may come for agents that are not observed in the same step; they count
-    towards the agent's last action.
+    return in the same episode. One that is truncated without a final observation has no last transition: nothing is
+    known of where its last action led (a terminated one needs none). Rewards may come for agents that are not observed
+    in the same step; they count towards the agent's last action.
 
     An environment may offer `get_state() -> dict` and `set_state(state)` (JSON values and arrays, random state
     included) to resume at once; otherwise its actions are replayed from `np_random`, which is why all its randomness

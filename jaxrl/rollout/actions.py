@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from jaxrl.envs import gets_sign_rewards
-from jaxrl.types import PyTree
+from jaxrl.types import ConfigError, PyTree
 
 
 def policy_action_space(space: spaces.Space, *, normalize: bool) -> spaces.Space:
@@ -69,10 +69,18 @@ def _is_bounded(space: spaces.Space) -> bool:
 
 
 def reward_rule(config: Any) -> Any:
-    """The rule for `clip_rewards` that a config asks for; None there: the sign for preprocessed Atari, else None."""
-    if config.clip_rewards is None and gets_sign_rewards(config.env, config.env_config):
+    """The rule for `clip_rewards` that a config asks for; None there: the sign for preprocessed Atari, else None.
+
+    Raises:
+        ConfigError: bounds that leave nothing between them.
+    """
+    rule = config.clip_rewards
+    if rule is None and gets_sign_rewards(config.env, config.env_config):
         return True
-    return config.clip_rewards
+    low, high = rule if isinstance(rule, tuple | list) else (-1, 1) if rule is None or rule is True else (-rule, rule)
+    if rule is not False and not low < high:
+        raise ConfigError(f"clip_rewards: expected (low, high) with low < high, or a number above 0, got {rule!r}")
+    return rule
 
 
 def clip_rewards(rewards: Any, rule: Any) -> Any:

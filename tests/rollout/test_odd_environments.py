@@ -398,6 +398,12 @@ def test_a_seed_that_no_generator_takes(seed):
         parse(RolloutConfig, {"seed": seed})
 
 
+@pytest.mark.parametrize("rule", [(1.0, -1.0), -1.0, (2.0, 2.0), 0.0])
+def test_rewards_clipped_to_nothing(rule):
+    with pytest.raises(ConfigError, match="clip_rewards: expected .* with low < high, or a number above 0"):
+        make_worker(env_config={"length": 6}, clip_rewards=rule)
+
+
 def test_the_largest_seed_is_taken():
     assert collect(make_worker(env_config={"length": 6}, seed=2**63 - 1)).count == 24
 
