@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 FRESH := .venv-constraints
 INSTALL := python -m pip install --quiet --disable-pip-version-check
 RESULTS := results
-QUICK := tests/test_*.py $(addprefix tests/,data distributions exploration losses models replay trainers/test_trainer.py)
+QUICK := tests/test_*.py $(addprefix tests/,data losses replay policies/test_build.py rollout/test_sampler.py trainers/test_trainer.py)
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
