@@ -64,15 +64,12 @@ class ConfigError(JaxrlError, ValueError):
 
 
 class CannotCompileError(ConfigError):
-    """What no compiled program can hold, found before anything runs; `engine="auto"` then takes workers.
+    """What no compiled program can hold, found before anything runs; `engine="auto"` then takes workers."""
 
-    Args:
-        what: the option, operator or part, and why.
-        instead: what would compile.
-    """
-
-    def __init__(self, what: str, instead: str):
-        super().__init__(
+    @classmethod
+    def of(cls, what: str, instead: str) -> CannotCompileError:
+        """The error for an option, operator or part, and why it is one; `instead` says what would compile."""
+        return cls(
             f"engine='compiled': {what}. {instead}, or set engine='workers', which runs the same environment step by "
             "step."
         )

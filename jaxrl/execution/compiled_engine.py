@@ -58,7 +58,7 @@ class CompiledEngine:
 
     def __init__(self, ctx: PlanContext, plan: LocalIterator, env: JaxEnv):
         if len(ctx.learners) != 1:
-            raise CannotCompileError(f"it holds one policy, got {sorted(ctx.learners)}", "Train one")
+            raise CannotCompileError.of(f"it holds one policy, got {sorted(ctx.learners)}", "Train one")
         check_jax_env(env)
         ((self.policy_id, self.learner),) = ctx.learners.items()
         self.ctx, self.env = ctx, env

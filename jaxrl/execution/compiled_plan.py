@@ -104,7 +104,7 @@ def compile_plan(root: Node, rollouts: CompiledRollouts, example: Example) -> Co
     lowering = _Lowering(rollouts, example)
     pull = lowering.node(top)
     if not lowering.fragments:
-        raise CannotCompileError(
+        raise CannotCompileError.of(
             f"the plan {top.name!r} gathers no rollouts, so that no environment is ever stepped",
             "Begin it with ParallelRollouts",
         )
@@ -132,7 +132,7 @@ def _split(root: Node) -> tuple[Node, Node]:
     while isinstance(operator := getattr(node, "operator", None), Operator) and operator.between_rounds:
         tail, node = node, node.inputs[0]
     if tail is None:
-        raise CannotCompileError(
+        raise CannotCompileError.of(
             f"the plan ends in {root.name!r}", "End it in StandardMetricsReporting, which makes its results"
         )
     return tail, node
@@ -180,7 +180,7 @@ class _Lowering:
             raise _refused(node)
         rollouts = self.rollouts
         if self.fragments:
-            raise CannotCompileError(f"the plan samples in two places, the second is {node.name!r}", "Sample in one")
+            raise CannotCompileError.of(f"the plan samples in two places, the second is {node.name!r}", "Sample in one")
         self.fragments = 1
 
         def pull(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
@@ -199,6 +199,7 @@ class _Lowering:
         if operator.host_only:
             raise _refused(node)
         initial = operator.init()
+        _check_state(node, initial, initial)
 
         def pure(turn: Turn, world: World, told: _Told) -> tuple[World, Any]:
             world, item = source(turn, world, told)
@@ -278,13 +279,15 @@ class _Lowering:
                 if out:
                     found.append((count, len(out)))
                     return out
-            raise CannotCompileError(f"{node.name!r} gave nothing for 100000 fragments", "Combine fewer")
+            raise CannotCompileError.of(f"{node.name!r} gave nothing for 100000 fragments", "Combine fewer")
 
         found: list[tuple[int, int]] = []
         jax.eval_shape(given, item)
         count, gives = found[-1]
         if gives != 1:
-            raise CannotCompileError(f"{node.name!r} gives {gives} items for {count}", "Learn from one batch at a time")
+            raise CannotCompileError.of(
+                f"{node.name!r} gives {gives} items for {count}", "Learn from one batch at a time"
+            )
         return count
 
     def _union(self, select: Select, union: Union) -> Pull:
@@ -293,7 +296,7 @@ class _Lowering:
             raise _refused(union)
         store_weight, learn_weight = union.weights
         if isinstance(learn_weight, str) or isinstance(store_weight, str) or int(store_weight) != store_weight:
-            raise CannotCompileError(
+            raise CannotCompileError.of(
                 f"{union.name!r} takes {union.weights} items of its branches in turn",
                 "Choose a training_intensity that makes it a whole number of rollouts, and a number of updates",
             )
@@ -322,7 +325,7 @@ class _Lowering:
 
 
 def _refused(node: Node) -> CannotCompileError:
-    return CannotCompileError(
+    return CannotCompileError.of(
         f"{node.name!r} ({node.kind}) works on the host, so no compiled program can hold it",
         "Leave it out of the plan, give its operator a compiled form",
     )
@@ -330,7 +333,7 @@ def _refused(node: Node) -> CannotCompileError:
 
 def _check_state(node: Node, before: Any, after: Any) -> None:
     if jax.tree.leaves(after) or jax.tree.structure(before) != jax.tree.structure(after):
-        raise CannotCompileError(
+        raise CannotCompileError.of(
             f"the operator {node.name!r} keeps a state from one round to the next",
             "Give it a compiled form whose state is a pytree of arrays",
         )

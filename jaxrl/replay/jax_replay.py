@@ -105,7 +105,7 @@ def jax_twin(buffer: ReplayBuffer) -> ReplayBuffer:
     if not isinstance(spec, ReplaySpec) or spec.frame_stack:
         held = "stacks of frames by their newest" if isinstance(spec, ReplaySpec) else "sequences"
         instead = "Set replay_frame_stack=0" if isinstance(spec, ReplaySpec) else "Use DQN"
-        raise CannotCompileError(f"this replay memory holds {held}, which has no form in JAX arrays", instead)
+        raise CannotCompileError.of(f"this replay memory holds {held}, which has no form in JAX arrays", instead)
     return _make(spec)
 
 

@@ -264,7 +264,7 @@ def check_rollout_options(policy: Policy, config: Any) -> None:
     for name, (unfit, reason, instead) in reasons.items():
         if unfit:
             shown = name if name in ("model", "callbacks") else f"{name}={getattr(config, name)!r}"
-            raise CannotCompileError(f"{shown} {reason}", instead)
+            raise CannotCompileError.of(f"{shown} {reason}", instead)
 
 
 def _rows(flags: Array, like: Array) -> Array:

@@ -15,8 +15,8 @@ POLICIES_OF = {"A3C": "A2C", "DDPPO": "PPO", "TD3": "DDPG", "APEX": "DQN", "APEX
 STATIC: dict[str, tuple[Any, dict[str, Any]]] = {
     "gamma": (0.5, {}),
     "lambda": (0.5, {}),
-    "use_gae": (False, {"lambda": 0.5}),
-    "use_critic": (False, {}),
+    "use_gae": (False, {"lambda": 0.5, "vtrace": False}),
+    "use_critic": (False, {"vtrace": False}),
     "lr_schedule": ([[0, 1.0], [10, 0.0]], {}),
     "entropy_coeff_schedule": ([[0, 1.0], [10, 0.0]], {}),
     "optimizer": ("sgd", {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+import zlib
 from typing import Any
 
 import gymnasium as gym
@@ -45,8 +46,8 @@ def batch_of(policy: Any, *, produced: bool = True, time_major: bool | None = No
     return example_batch(OBS, spec.action_space, state, spec.dist_class.input_size, time_major=major, produced=produced)
 
 
-def concrete(x: Any) -> Any:
-    rng = np.random.default_rng(int(np.prod(x.shape)))
+def concrete(path: Any, x: Any) -> Any:
+    rng = np.random.default_rng(zlib.crc32(trees.path_string(path).encode()))
     if jnp.issubdtype(x.dtype, jnp.floating):
         return jnp.asarray(rng.uniform(-1.0, 1.0, x.shape), x.dtype)
     return jnp.zeros(x.shape, x.dtype)
@@ -61,7 +62,7 @@ def built(name: str, beside: tuple[tuple[str, Any], ...]) -> Any:
     state = policy.init(jax.random.key(0))
     # Targets that are the parameters themselves have no divergence from them.
     state = state.replace(target_params=jax.tree.map(lambda x: 0.5 * x + 0.125, state.target_params))
-    return policy, state, jax.tree.map(concrete, batch_of(policy))
+    return policy, state, jax.tree_util.tree_map_with_path(concrete, batch_of(policy))
 
 
 def learned(name: str, beside: dict[str, Any], coeffs: dict[str, float]) -> list[np.ndarray]:
@@ -96,6 +97,16 @@ def test_each_coeff_acts_in_the_next_update(name: str) -> None:
 # ---- what is static
 
 
+def consts_of(program: Any) -> list[Any]:
+    """Arrays that a program holds, those of the programs within it too: its text does not show them."""
+    found = list(getattr(program, "consts", []))
+    for equation in getattr(program, "jaxpr", program).eqns:
+        for value in equation.params.values():
+            inner = value if isinstance(value, (list, tuple)) else [value]
+            found += [c for x in inner if hasattr(x, "eqns") or hasattr(x, "jaxpr") for c in consts_of(x)]
+    return found
+
+
 def fingerprint(policy: Any) -> str:
     """Of the policy's programs: how it begins, acts, fills a fragment and learns."""
     spec = policy.spec
@@ -116,7 +127,7 @@ def fingerprint(policy: Any) -> str:
 
     programs.append(jax.make_jaxpr(act)(state.weights, inputs, key))
     programs.append(jax.make_jaxpr(lambda w, b, k: dict(policy.postprocess(w, b, None, k)))(state.weights, rows, key))
-    constants = [np.asarray(c).tobytes() for program in programs for c in program.consts if not trees.is_key(c)]
+    constants = [np.asarray(c).tobytes() for program in programs for c in consts_of(program) if not trees.is_key(c)]
     text = re.sub(r"0x[0-9a-f]+", "", "\n".join(map(str, programs)))
     schedules = {name: str(schedule) for name, schedule in sorted(spec.schedules.items())}
     return hashlib.sha256(repr((text, constants, schedules)).encode()).hexdigest()
@@ -140,6 +151,8 @@ def plain(name: str, beside: tuple[tuple[str, Any], ...]) -> str:
 @pytest.mark.parametrize(("name", "key"), [(name, key) for name in CHOSEN for key in static_options(name)])
 def test_each_other_option_changes_the_programs(name: str, key: str) -> None:
     value, beside = options.STATIC[key]
+    if key == "model" and "use_state_preprocessor" in static_options(name):
+        beside = {"use_state_preprocessor": True}  # without it actor and critics see the observation itself
     default = specs_of(registry.resolve("algorithm", name).config_class)[key].default
     value = not default if value is None else value
     assert fingerprint(policy_of(name, **{**beside, key: value})) != plain(name, tuple(beside.items()))
