@@ -159,7 +159,7 @@ def _view(trial: Any) -> TrialView:
         tag=str(trial.experiment_tag or "").partition("_")[2],
         status=str(trial.status),
         result=trial.last_result or {},
-        directory=trial.local_path,
+        directory=trial.path,
         error=_error_line(trial.error_file) if trial.status == "ERROR" else "",
     )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from jaxrl import registry
+from jaxrl import registry, tune
 from jaxrl.cli import tuned
 from jaxrl.cli.experiments import find_trainer
 from jaxrl.cli.options import read_mapping
@@ -161,3 +162,9 @@ def test_trials_are_listed_once_with_their_checkpoints_and_the_best_ones_command
     assert all(f"PG_{n} lr={n}: {tmp_path}/trial_{n}/checkpoint_000000" in said for n in range(3))
     assert "Best mean episode reward at last: 7.0, PG_1 lr=1" in said
     assert f"jaxrl rollout {tmp_path}/trial_1/checkpoint_000000" in said
+
+
+def test_a_trials_directory_is_where_its_results_are_and_not_where_tune_stages_them():
+    storage = {"path": "/results/trial_1", "local_path": "/tmp/ray/session/trial_1"}
+    trial = SimpleNamespace(experiment_tag="1_lr=0.1", status="TERMINATED", last_result={}, error_file=None, **storage)
+    assert tune._view(trial).directory == "/results/trial_1"
