@@ -52,7 +52,7 @@ test-latest: ## run the tests with the newest of everything that pyproject.toml 
 	XLA_FLAGS= $(MAKE) test VENV=.venv-latest CONSTRAINTS=
 
 test-learning: $(STAMP) ## run the learning runs too: each algorithm to its threshold
-	$(BIN)/python -m pytest -q -m learning --timeout 3600
+	XLA_FLAGS= $(BIN)/python -m pytest -q -m learning --timeout 3600
 
 lint: $(STAMP) ## check style and formatting
 	$(BIN)/ruff check .
