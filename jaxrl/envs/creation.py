@@ -111,6 +111,12 @@ class EnvCreator:
         if jax_env is not None:
             return _gym_form(jax_env, context)
         if self.instances is not None:
+            if context.num_workers > 0:
+                raise ConfigError(
+                    f"env {self.name}: expected what makes environments, since each of num_workers="
+                    f"{context.num_workers} rollout workers has its own, got environments that exist already; give "
+                    "the class, a registered name, or a function such as lambda env_config: MyEnv()"
+                )
             if context.vector_index >= len(self.instances):
                 raise ConfigError(
                     f"env: expected a list of at least {context.vector_index + 1} environments (num_envs_per_worker), "
@@ -144,7 +150,8 @@ def make_env_creator(env: Any) -> EnvCreator:
               all), else with `env_config` as keyword arguments;
             - a JaxEnv (`jaxrl.envs.jax_native`), or a function annotated to return one; the built-in ones have names
               like `jax/CartPole-v1`;
-            - an environment, or a list of them (one per `num_envs_per_worker`).
+            - an environment, or a list of them (one per `num_envs_per_worker`): for one user in this process, so that
+              evaluation and playing need another one.
 
     Returns:
         `creator(env_context) -> env`.

@@ -33,6 +33,7 @@ from jaxrl.envs.rows import (
     row_writer,
     take_row,
 )
+from jaxrl.envs.users import claim, release
 from jaxrl.envs.vector_env import RESET_FAILED, STEP_FAILED, Ended, VectorEnv
 from jaxrl.types import EnvError
 
@@ -98,6 +99,7 @@ class ListVectorEnv(VectorEnv):
         self._resets_to_check = [2 if checks else 0] * self.num_envs
         self._log = ReplayLog([getattr(env, "unwrapped", env) for env in self._envs], self.action_space)
         self._closed = False
+        claim(self._envs, self, place)
 
     def reset(self, seeds: list[int] | None = None) -> Any:
         """See `VectorEnv.reset`."""
@@ -236,6 +238,7 @@ class ListVectorEnv(VectorEnv):
         """See `VectorEnv.close`."""
         if not self._closed:
             self._closed = True
+            release(self._envs, self)
             for env in self._envs:
                 env.close()
 
@@ -351,7 +354,9 @@ class ListVectorEnv(VectorEnv):
     def _before_reset(self, b: int, env: Any, seed: int | None) -> None:
         if env is not self._envs[b]:
             self._check_spaces(b, env)
+            release([self._envs[b]], self)
             self._envs[b] = env
+            claim([env], self, self.place._replace(first_index=self.place.first_index + b))
             self._log.replace(b, getattr(env, "unwrapped", env))
         self._log.before_reset(b, seed)
 

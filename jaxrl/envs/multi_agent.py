@@ -10,8 +10,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import seeding
 
+from jaxrl.envs.checks import EnvPlace
 from jaxrl.envs.creation import make_env_creator
 from jaxrl.envs.env_context import EnvContext
+from jaxrl.envs.users import claim, release
 from jaxrl.types import AgentID, ConfigError
 
 AgentDict = dict[AgentID, Any]
@@ -169,6 +171,7 @@ def make_multi_agent(env: Any) -> type[Any]:
             self.render_mode = self.copies[0].render_mode
             self._over: set[int] = set()
             self._cut = False
+            claim(self.copies, self, EnvPlace(creator.name, context.worker_index))
 
         def reset(
             self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -203,6 +206,7 @@ def make_multi_agent(env: Any) -> type[Any]:
             return self.copies[0].render()
 
         def close(self) -> None:
+            release(self.copies, self)
             for copy in self.copies:
                 copy.close()
 

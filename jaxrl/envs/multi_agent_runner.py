@@ -23,6 +23,7 @@ from jaxrl.envs.resume import (
     warn_fresh,
 )
 from jaxrl.envs.rows import action_copier, action_splitter, row_copier
+from jaxrl.envs.users import claim, release
 from jaxrl.types import AgentID, ConfigError, EnvError
 
 _CHECKED_STEPS = 16
@@ -97,6 +98,7 @@ class MultiAgentRunner:
         self._log: list[AgentDict] = []
         self._count = 0
         self._rewards: AgentDict = {}
+        claim([env], self, place._replace(first_index=place.first_index + vector_index))
 
     def reset(self, seed: int | None = None) -> tuple[AgentDict, AgentDict]:
         """Starts an episode.
@@ -261,6 +263,7 @@ class MultiAgentRunner:
 
     def close(self) -> None:
         """Closes the environment."""
+        release([self.env], self)
         self.env.close()
 
     @property
@@ -277,6 +280,8 @@ class MultiAgentRunner:
                             f"{self.place.describe(self.vector_index)}: created anew, it has another {kind} space of "
                             f"agent {agent!r}: {agent_space(env, kind, agent)}, which was {space}"
                         )
+            release([self.env], self)
+            claim([env], self, self.place._replace(first_index=self.place.first_index + self.vector_index))
             self.env = env
         self._before = (seed, random_state(env))
 

@@ -15,6 +15,7 @@ from jaxrl.envs.leaves import leaf_spaces, leaves, unflatten
 from jaxrl.envs.replay_log import random_state
 from jaxrl.envs.resume import set_random_state, warn_fresh
 from jaxrl.envs.rows import copy_rows, empty_rows, row_copier, take_row
+from jaxrl.envs.users import claim, release
 from jaxrl.envs.vector_env import Ended, VectorEnv
 from jaxrl.types import EnvError
 
@@ -57,6 +58,7 @@ class NativeVectorEnv(VectorEnv):
         self._copy = row_copier(self.observation_space)
         self._to_check = _CHECKED_STEPS if checks else 0
         self._closed = False
+        claim([env], self, place)
 
     def reset(self, seeds: list[int] | None = None) -> Any:
         """See `VectorEnv.reset`; a vector env that seeds itself gets the first seed alone."""
@@ -211,6 +213,7 @@ class NativeVectorEnv(VectorEnv):
         """See `VectorEnv.close`."""
         if not self._closed:
             self._closed = True
+            release([self.env], self)
             self.env.close()
 
     def _reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
