@@ -27,7 +27,7 @@ from gymnasium import spaces
 
 from jaxrl import losses
 from jaxrl.config import option
-from jaxrl.distributions import DistClass, get_dist_class
+from jaxrl.distributions import DistClass, get_dist_class, inner_bounds
 from jaxrl.models import Model, make_actor_critic
 from jaxrl.policies import (
     TrainState,
@@ -125,7 +125,7 @@ def make_model(obs_space: Any, action_space: Any, num_outputs: int, config: Any)
 
 
 def _smoothing(space: Any, config: Any) -> Callable[[Array, Array], Array]:
-    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+    low, high = inner_bounds(space)
     half = high / 2 - low / 2
 
     def smoothed(actions: Array, key: Array) -> Array:

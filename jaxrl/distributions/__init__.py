@@ -1,6 +1,7 @@
 """Action distributions: frozen pytree values, and the class of them that serves each action space."""
 
 from jaxrl.distributions.beta import Beta
+from jaxrl.distributions.bounds import inner_bounds, middle_and_half
 from jaxrl.distributions.catalog import get_dist_class
 from jaxrl.distributions.deterministic import Deterministic
 from jaxrl.distributions.dirichlet import Dirichlet
@@ -25,4 +26,6 @@ __all__ = [
     "Simplex",
     "SquashedGaussian",
     "get_dist_class",
+    "inner_bounds",
+    "middle_and_half",
 ]

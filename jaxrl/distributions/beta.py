@@ -62,10 +62,11 @@ class Beta:
 
     def log_prob(self, actions: Any) -> Array:
         """Log-density `[...]` of actions `[..., *event_shape]`."""
-        low, span = np.asarray(self.low, np.float32), self._span()
-        x = jnp.clip((flatten_event(actions, self.event_shape) - low) / span, _EDGE, 1.0 - _EDGE)
+        low, high = self._bounds()
+        x = (flatten_event(actions, self.event_shape) / 2 - low / 2) / (high / 2 - low / 2)
+        x = jnp.clip(x, _EDGE, 1.0 - _EDGE)
         log_density = (self.alpha - 1.0) * jnp.log(x) + (self.beta - 1.0) * jnp.log1p(-x)
-        return jnp.sum(log_density - betaln(self.alpha, self.beta) - np.log(span), axis=-1)
+        return jnp.sum(log_density - betaln(self.alpha, self.beta) - self._log_span(), axis=-1)
 
     def entropy(self) -> Array:
         """Differential entropy `[...]` in nats."""
@@ -76,7 +77,7 @@ class Beta:
             - (self.beta - 1.0) * digamma(self.beta)
             + (total - 2.0) * digamma(total)
         )
-        return jnp.sum(entropy + np.log(self._span()), axis=-1)
+        return jnp.sum(entropy + self._log_span(), axis=-1)
 
     def kl(self, other: Beta) -> Array:
         """KL(self || other) `[...]` in nats."""
@@ -90,12 +91,16 @@ class Beta:
             axis=-1,
         )
 
-    def _span(self) -> np.ndarray:
-        return np.asarray(self.high, np.float32) - np.asarray(self.low, np.float32)
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
+
+    def _log_span(self) -> np.ndarray:
+        return np.log(np.asarray(self.high) - np.asarray(self.low)).astype(np.float32)
 
     def _scale(self, x: Array) -> Array:
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        return unflatten_event(jnp.clip(low + (high - low) * x, low, high), self.event_shape)
+        low, high = self._bounds()
+        # Each product is within the bounds, however wide they are; their sum may round to just outside.
+        return unflatten_event(jnp.clip(low * (1.0 - x) + high * x, low, high), self.event_shape)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from gymnasium import spaces
 
 from jaxrl import registry
 from jaxrl.distributions.beta import beta
+from jaxrl.distributions.bounds import inner_bounds
 from jaxrl.distributions.deterministic import deterministic
 from jaxrl.distributions.dirichlet import dirichlet
 from jaxrl.distributions.discrete import bernoulli, categorical, multi_categorical
@@ -99,16 +101,28 @@ def _tree(dist_type: str | None, space: spaces.Space, path: str, leaves: list[st
 
 def _box_shape(space: Any, path: str) -> tuple[int, ...]:
     if not np.issubdtype(space.dtype, np.floating):
-        raise UnsupportedSpaceError(f"{path}: expected a Box of floats, got {space}; use MultiDiscrete for integers")
+        raise UnsupportedSpaceError(f"{path}: expected a Box of floats, got {space}; {_of_integers(space)}")
     if 0 in space.shape:
         raise UnsupportedSpaceError(f"{path}: expected at least one number, got {space}")
     return space.shape
 
 
+def _of_integers(space: Any) -> str:
+    """What to declare in the place of a Box of integers."""
+    low, high = np.unique(space.low), np.unique(space.high)
+    if low.size > 1 or high.size > 1 or int(high[0]) - int(low[0]) >= 1000:
+        return "in the environment, declare a MultiDiscrete space for integers, or a Box of floats and round"
+    n, start = int(high[0]) - int(low[0]) + 1, int(low[0])
+    size = math.prod(space.shape)
+    counts = f"[{n}] * {size}" if size > 8 else f"{[n] * size}"
+    started = f", start={f'[{start}] * {size}' if size > 8 else [start] * size}" if start else ""
+    return f"in the environment, declare the integers as MultiDiscrete({counts}{started})"
+
+
 def _bounded(name: str, family: Callable[..., DistClass]) -> Callable[[Any, str], DistClass]:
     def make(space: Any, path: str) -> DistClass:
         shape = _box_shape(space, path)
-        low, high = space.low.ravel(), space.high.ravel()
+        low, high = (bound.ravel() for bound in inner_bounds(space))
         bad = np.flatnonzero(~(np.isfinite(low) & np.isfinite(high) & (low < high)))
         if bad.size:
             dims = ", ".join(f"{i}: [{low[i]}, {high[i]}]" for i in bad[:8]) + (", ..." if bad.size > 8 else "")

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxrl.distributions.bounds import middle_and_half
 from jaxrl.distributions.distribution import DistClass, as_inputs, flatten_event, unflatten_event
 from jaxrl.types import Array
 
@@ -145,8 +146,8 @@ class SquashedGaussian:
         Actions within 5e-7 of the range of a bound are taken as that far from it; where `u` is at hand, as it is in
         `sample_and_log_prob`, nothing is lost.
         """
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        y = (flatten_event(actions, self.event_shape) - (low + high) / 2) / ((high - low) / 2)
+        middle, half = middle_and_half(*self._bounds())
+        y = (flatten_event(actions, self.event_shape) - middle) / half
         return self._log_prob_u(jnp.arctanh(jnp.clip(y, -_MAX_TANH, _MAX_TANH)))
 
     def entropy(self) -> Array:
@@ -171,10 +172,13 @@ class SquashedGaussian:
         return _log_prob(u, self.mean, self.log_std) - jnp.sum(_log_det_tanh(u) + self._log_half(), axis=-1)
 
     def _squash(self, u: Array) -> Array:
-        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
-        # mid + half may round to just above high.
-        actions = jnp.clip((low + high) / 2 + (high - low) / 2 * jnp.tanh(u), low, high)
-        return unflatten_event(actions, self.event_shape)
+        low, high = self._bounds()
+        middle, half = middle_and_half(low, high)
+        # The sum may round to just outside of the bounds.
+        return unflatten_event(jnp.clip(middle + half * jnp.tanh(u), low, high), self.event_shape)
+
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
 
     def _log_half(self) -> np.ndarray:
         return np.log((np.asarray(self.high) - np.asarray(self.low)) / 2).astype(np.float32)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrl.distributions.bounds import inner_bounds
 from jaxrl.exploration.annealing import annealed, number
 from jaxrl.exploration.exploration import Exploration, no_state
 from jaxrl.exploration.per_worker import per_worker
@@ -113,7 +114,8 @@ def ornstein_uhlenbeck_noise(
     number("OrnsteinUhlenbeckNoise: ou_sigma", ou_sigma)
     number("OrnsteinUhlenbeckNoise: ou_base_scale", ou_base_scale)
     low, high = _bounds(action_space, "OrnsteinUhlenbeckNoise")
-    factor = ou_base_scale * np.where(np.isfinite(low) & np.isfinite(high), high - low, 1.0).astype(np.float32)
+    half = high / 2 - low / 2
+    factor = (2 * ou_base_scale * np.where(np.isfinite(half), half, 0.5)).astype(np.float32)
 
     def init(batch_size: int, worker_index: int = 0, num_workers: int = 0) -> Array:
         del worker_index, num_workers
@@ -233,4 +235,4 @@ def _bounds(space: gymnasium.Space, where: str) -> tuple[np.ndarray, np.ndarray]
             f"{where}: expected a Box of floats as action space, got {space}; "
             "for discrete actions use EpsilonGreedy or SoftQ"
         )
-    return space.low.astype(np.float32), space.high.astype(np.float32)
+    return inner_bounds(space)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from jaxrl.distributions.bounds import inner_bounds
 from jaxrl.exploration.action_noise import SCALE
 from jaxrl.exploration.annealing import number
 from jaxrl.exploration.catalog import make_exploration
@@ -127,8 +128,9 @@ def _measure(
         return EPSILON, _mean_kl, lambda epsilon: -jnp.log1p(epsilon / n - epsilon)
     if not isinstance(space, spaces.Box):
         raise UnsupportedSpaceError(f"ParameterNoise: expected a Discrete or Box action space, got {space}")
-    low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-    half = np.where(np.isfinite(low) & np.isfinite(high) & (high > low), (high - low) / 2.0, 1.0).astype(np.float32)
+    low, high = inner_bounds(space)
+    half = high / 2 - low / 2
+    half = np.where(np.isfinite(half) & (half > 0), half, 1.0).astype(np.float32)
     size = math.prod(space.shape)
 
     def distance(batch: Any, dist: Any, dist_clean: Any) -> Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from jaxrl.distributions.bounds import inner_bounds
 from jaxrl.distributions.discrete import Bernoulli, Categorical, MultiCategorical
 from jaxrl.distributions.distribution import MASK_VALUE
 from jaxrl.distributions.joint import Joint
@@ -84,10 +85,13 @@ def _draw(space: gymnasium.Space, dist: Any, key: Array, batch_shape: tuple[int,
         actions = jax.random.dirichlet(key, jnp.ones(size), (*batch_shape, *rows))
         return actions, jnp.full(batch_shape, math.prod(rows) * math.lgamma(size))
     if isinstance(space, spaces.Box) and np.dtype(space.dtype).kind == "f":
-        low, high = np.asarray(space.low, np.float32), np.asarray(space.high, np.float32)
-        actions = jax.random.uniform(key, (*batch_shape, *event_shape), minval=low, maxval=high)
+        low, high = inner_bounds(space)
+        share = jax.random.uniform(key, (*batch_shape, *event_shape))
+        # Each product is within the bounds, however wide they are; their sum may round to just outside.
+        actions = jnp.clip(low * (1.0 - share) + high * share, low, high)
         # An entry with equal bounds is no freedom: it counts for nothing.
-        return actions, jnp.full(batch_shape, -np.log((high - low)[high > low]).sum())
+        span = high.astype(np.float64) - low
+        return actions, jnp.full(batch_shape, -np.log(span[span > 0]).sum(), jnp.float32)
     low, count = _integers(space)
     actions = jax.random.randint(key, (*batch_shape, *event_shape), low, low + count)
     dtype = jax.dtypes.canonicalize_dtype(space.dtype)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from jaxrl.distributions import inner_bounds, middle_and_half
 from jaxrl.models.config import ModelConfig, activation
 from jaxrl.models.fcnet import Mlp
 from jaxrl.models.features import initialize_networks, make_features
@@ -166,10 +167,10 @@ def _scalings(box: spaces.Box) -> tuple[Callable[[Array], Array], Callable[[Arra
 
     Entries without finite bounds, or with equal ones, are not scaled.
     """
-    low, high = (bound.reshape(-1).astype(np.float32) for bound in (box.low, box.high))
+    low, high = (bound.reshape(-1) for bound in inner_bounds(box))
     bounded = np.isfinite(low) & np.isfinite(high) & (low < high)
     low, high = np.where(bounded, low, -1.0).astype(np.float32), np.where(bounded, high, 1.0).astype(np.float32)
-    middle, half = low / 2 + high / 2, high / 2 - low / 2
+    middle, half = middle_and_half(low, high)
 
     def to_unit(actions: Array) -> Array:
         leading = actions.shape[: actions.ndim - len(box.shape)]
