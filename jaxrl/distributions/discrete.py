@@ -16,6 +16,7 @@ from jaxrl.distributions.distribution import (
     DistClass,
     as_inputs,
     flatten_event,
+    mask_choices,
     mask_logits,
     unflatten_event,
 )
@@ -209,7 +210,7 @@ def categorical(n: int, start: int = 0) -> DistClass:
     def from_inputs(inputs: Array) -> Categorical:
         return Categorical(as_inputs("Categorical", inputs, n), start)
 
-    return DistClass("Categorical", n, from_inputs, mask_logits)
+    return DistClass("Categorical", n, from_inputs, mask_choices)
 
 
 @functools.cache
@@ -237,7 +238,7 @@ def multi_categorical(nvec: tuple[int, ...], event_shape: tuple[int, ...], start
             logits = jnp.where(within, inputs[..., index], MASK_VALUE)
         return MultiCategorical(logits, event_shape, start)
 
-    return DistClass("MultiCategorical", size, from_inputs, mask_logits)
+    return DistClass("MultiCategorical", size, from_inputs, functools.partial(mask_choices, sizes=nvec))
 
 
 @functools.cache

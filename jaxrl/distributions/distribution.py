@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl.types import Array, PyTree
 
@@ -110,9 +112,7 @@ def as_inputs(name: str, inputs: Any, size: int) -> Array:
 
 
 def mask_logits(logits: Array, action_mask: Any) -> Array:
-    """Replaces masked logits by `MASK_VALUE`.
-
-    A row that allows nothing (padding) becomes uniform, and stays finite.
+    """Replaces masked logits by `MASK_VALUE`, each for itself.
 
     Args:
         logits: `[..., D]`.
@@ -124,6 +124,38 @@ def mask_logits(logits: Array, action_mask: Any) -> Array:
     Raises:
         ValueError: if the last axes differ.
     """
+    logits, allowed = _logits_and_mask(logits, action_mask)
+    return jnp.where(allowed, logits, MASK_VALUE)
+
+
+def mask_choices(logits: Array, action_mask: Any, sizes: tuple[int, ...] | None = None) -> Array:
+    """Replaces masked logits by `MASK_VALUE` where of each group of logits one is chosen.
+
+    A group that allows nothing, as padding and many environments' last observations have it, says nothing: it counts
+    as one that allows everything. Values of such a state stay ordinary numbers, so that one may bootstrap from it; no
+    gradient reaches them.
+
+    Args:
+        logits: `[..., D]`.
+        action_mask: bool or int `[..., D]`; False or 0 forbids the action.
+        sizes: of the groups, which add up to D; None: there is one.
+
+    Returns:
+        Logits `[..., D]`, at least float32.
+
+    Raises:
+        ValueError: if the last axes differ.
+    """
+    logits, allowed = _logits_and_mask(logits, action_mask)
+    if sizes is None:
+        some = jnp.any(allowed, axis=-1, keepdims=True)
+    else:
+        groups = jnp.split(allowed, np.cumsum(sizes)[:-1].tolist(), axis=-1)
+        some = jnp.concatenate([jnp.broadcast_to(g.any(axis=-1, keepdims=True), g.shape) for g in groups], axis=-1)
+    return jnp.where(allowed, logits, jnp.where(some, MASK_VALUE, jax.lax.stop_gradient(logits)))
+
+
+def _logits_and_mask(logits: Any, action_mask: Any) -> tuple[Array, Array]:
     logits = jnp.asarray(logits)
     allowed = jnp.asarray(action_mask).astype(bool)
     if allowed.ndim == 0 or allowed.shape[-1] != logits.shape[-1]:
@@ -131,7 +163,7 @@ def mask_logits(logits: Array, action_mask: Any) -> Array:
             f"action_mask: expected [..., {logits.shape[-1]}], one entry per logit, got shape {allowed.shape}; "
             "a MultiDiscrete mask is the masks of its components, concatenated"
         )
-    return jnp.where(allowed, logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), MASK_VALUE)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), allowed
 
 
 def flatten_event(actions: Any, event_shape: tuple[int, ...]) -> Array:

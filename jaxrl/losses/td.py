@@ -65,7 +65,8 @@ def double_q_values(next_q_target: Array, next_q_online: Array, action_mask: Any
         next_q_target: `[..., A]`, what values the action; need not be masked.
         next_q_online: `[..., A]`, what chooses it. Where masked actions already have values below all others (as the
             logits of a masked distribution have), no mask is needed.
-        action_mask: bool `[..., A]`, False for actions that the successor forbids; None if all are allowed.
+        action_mask: bool `[..., A]`, False for actions that the successor forbids; None if all are allowed, as they
+            are taken to be where none is.
 
     Returns:
         `[...]`.
@@ -73,7 +74,8 @@ def double_q_values(next_q_target: Array, next_q_online: Array, action_mask: Any
     chex.assert_equal_shape([next_q_target, next_q_online])
     if action_mask is not None:
         chex.assert_equal_shape([next_q_online, action_mask])
-        next_q_online = jnp.where(action_mask, next_q_online, -jnp.inf)
+        allowed = action_mask | ~jnp.any(action_mask, axis=-1, keepdims=True)
+        next_q_online = jnp.where(allowed, next_q_online, -jnp.inf)
     return q_of_actions(next_q_target, jnp.argmax(next_q_online, axis=-1))
 
 

@@ -113,7 +113,8 @@ class QHead(nn.Module):
 def _mean_over_actions(advantage: Array, allowed: Array | None) -> Array:
     if allowed is None:
         return jnp.mean(advantage, axis=-2, keepdims=True)
-    share = allowed / jnp.maximum(jnp.sum(allowed, axis=-1, keepdims=True), 1)
+    allowed |= ~jnp.any(allowed, axis=-1, keepdims=True)  # a mask that allows nothing says nothing
+    share = allowed / jnp.sum(allowed, axis=-1, keepdims=True)
     return jnp.sum(advantage * share[..., None], axis=-2, keepdims=True)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxrl.envs import EnvPlace, check_finals, check_rows, empty_rows
 from jaxrl.policies import Policy
 from jaxrl.rollout.acting import LeanAct, fold_in
-from jaxrl.rollout.actions import clip_rewards
+from jaxrl.rollout.actions import clip_rewards, make_mask_check
 from jaxrl.rollout.ends import final_rows
 from jaxrl.rollout.filters import Filter
 from jaxrl.rollout.perturbation import make_perturbation
@@ -46,7 +46,7 @@ class AgentRows:
         self._worker = worker_index, num_workers
         self.column = {slot: b for b, slot in enumerate(slots)}
         self.filter_state, self.filter_delta = filter.init(), filter.init()
-        self._act = LeanAct(policy)
+        self._act, self._check_masks = LeanAct(policy), make_mask_check(policy.spec)
         self._perturbation = make_perturbation(policy)
         self._recurrent = policy.spec.recurrent
         self._final_slots = 0
@@ -277,7 +277,9 @@ class AgentRows:
         def where(n: int) -> str:
             return self._at(int(t[n]), int(b[n]), place)
 
-        check_rows(self.policy.spec.obs_space, jax.tree.map(lambda x: x[mask], obs), where)
+        rows = jax.tree.map(lambda x: x[mask], obs)
+        check_rows(self.policy.spec.obs_space, rows, where)
+        self._check_masks(rows, None, where)
         sums = rewards[mask]
         with np.errstate(over="ignore"):
             bad = np.flatnonzero(~np.isfinite(sums.astype(np.float32)))

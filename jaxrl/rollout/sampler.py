@@ -20,7 +20,7 @@ from jaxrl.envs import VectorEnv, check_finals, check_fragment, empty_rows, step
 from jaxrl.metrics import EpisodeRecord
 from jaxrl.policies import Policy
 from jaxrl.rollout.acting import LeanAct, fold_in
-from jaxrl.rollout.actions import action_transform, clip_rewards, reward_rule
+from jaxrl.rollout.actions import action_transform, clip_rewards, make_mask_check, reward_rule
 from jaxrl.rollout.agent_rows import final_slots, refill
 from jaxrl.rollout.ends import Final, FragmentEnds, WholeEpisodes, final_rows
 from jaxrl.rollout.episodes import EpisodeTracker
@@ -75,7 +75,7 @@ class VectorSampler:
         self._transform = action_transform(
             env.action_space, normalize=config.normalize_actions, clip=config.clip_actions
         )
-        self._lean_act = LeanAct(policy)
+        self._lean_act, self._check_masks = LeanAct(policy), make_mask_check(policy.spec)
         self._keeps = policy.spec.keep_outputs and not self.masked  # rows may move, where there is a mask
         self._perturbation = make_perturbation(policy)
         spec = getattr((env.envs or [None])[0], "spec", None)
@@ -268,6 +268,7 @@ class VectorSampler:
         self._check(rows, steps)
         last_raw, last_obs = rows.raw_row(steps), rows.obs_row(steps)
         played, moved = rows.rewards[:steps], np.stack(valid_rows) if self.masked else None
+        self._check_masks(rows.raw(steps), moved, self.env.place.describe)
         valid, given, finals = ends.settle(rows, moved, np.stack(logps) if logps else None, whole=self.complete)
         if valid is not None:
             steps, valid = self._pad(rows, valid)
@@ -275,14 +276,13 @@ class VectorSampler:
         starts = rows.starts[: steps + 1]
         if valid is not None:
             starts[:-1] &= valid
-        rewards = rows.rewards[:steps]
         index = self._tracker.index(starts, rows.cuts[: steps + 1])
         records = self._tracker.finish(played, ends.places(), moved, ends.going_on, ends.broken_off, ends.soft)
         self.episodes.extend(records if self._live is None else self._live.complete(records))
         columns: dict[str, Any] = {
             "obs": rows.obs(steps),
             "actions": rows.actions(steps),
-            "rewards": clip_rewards(rewards, self._reward_rule),
+            "rewards": clip_rewards(rows.rewards[:steps], self._reward_rule),
             "terminateds": rows.terminateds[:steps],
             "truncateds": rows.truncateds[:steps],
             "t": index.t,

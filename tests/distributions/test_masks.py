@@ -77,6 +77,19 @@ def test_multi_discrete_mask_is_concatenated():
     np.testing.assert_allclose(dist.log_prob(drawn), np.log(0.5), rtol=1e-6)
 
 
+@pytest.mark.parametrize("mask", [[0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]])
+def test_a_component_that_allows_nothing_counts_as_one_that_allows_all(mask):
+    space = spaces.MultiDiscrete([2, 3])
+    drawn = np.asarray(masked(space, jnp.zeros((2000, 5)), jnp.array(mask)).sample(jax.random.key(0)))
+    for column, allowed in zip(drawn.T, (mask[:2], mask[2:]), strict=True):
+        assert set(column) == set(np.flatnonzero(allowed) if any(allowed) else range(len(allowed)))
+
+
+def test_a_state_that_allows_nothing_keeps_its_values():
+    logits = jnp.array([3.0, -1.0, 2.0])
+    np.testing.assert_array_equal(masked(spaces.Discrete(3), logits, jnp.zeros(3)).logits, logits)
+
+
 def test_masked_bit_stays_zero():
     dist = masked(spaces.MultiBinary(2), jnp.full((DRAWS, 2), 9.0), jnp.array([True, False]))
     drawn = np.asarray(dist.sample(jax.random.key(0)))
