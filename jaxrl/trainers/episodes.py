@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -10,8 +11,12 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from jaxrl.envs import EPISODE_CONTINUES, EnvContext, EnvPlace, MultiAgentEnv, MultiAgentRunner, make_env_creator
+from jaxrl.envs.checks import check_reset_result, check_step_result, env_failure
+from jaxrl.envs.rows import action_copier
+from jaxrl.envs.users import claim, release
 from jaxrl.rollout import policy_for
 from jaxrl.trainers.evaluation import evaluation_options
+from jaxrl.trainers.inference import Actor
 from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID
 
 
@@ -79,17 +84,28 @@ class Player:
         self.horizon: int | None = options.horizon
         self.explore = options.explore if explore is None else explore
         self.keep_steps = keep_steps
-        self._mapping = options.multiagent.policy_mapping_fn
+        self._options = options
+        self._actors: dict[PolicyID, Actor] = {}
         self._seed: int | None = options.seed if seed is None else seed
         extra = {} if render_mode is None else {"render_mode": render_mode}
         if render_mode is not None and not has_display():
             # Environments that draw with SDL would complain that there is no screen.
             os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-        context = EnvContext({**options.env_config, **extra})
-        self._runner = _make_runner(options.env, context)
-        self.env = self._runner.env if isinstance(self._runner, MultiAgentRunner) else self._runner
+        creator = make_env_creator(options.env)
+        self._place = EnvPlace(creator.name)
+        self.env = creator(EnvContext({**options.env_config, **extra}))
+        self._runner: MultiAgentRunner | None = None
+        if isinstance(self.env, MultiAgentEnv):
+            self._runner = MultiAgentRunner(self.env, self._place)
+        else:
+            claim([self.env], self, self._place)
+        if isinstance(self.env, gym.vector.VectorEnv):
+            self.close()
+            raise ConfigError(
+                f"env {creator.name}: is a vector environment; episodes are played in a single one. Give one as env"
+            )
         if render_mode is not None and getattr(self.env, "render_mode", None) != render_mode:
-            self.env.close()
+            self.close()
             modes = getattr(self.env, "metadata", {}).get("render_modes") or "none"
             raise ConfigError(f"env {options.env!r} does not render as {render_mode!r}; its render modes: {modes}")
 
@@ -137,43 +153,74 @@ class Player:
 
     def close(self) -> None:
         """Closes the environment."""
+        if self._runner is not None:
+            self._runner.close()
+            return
+        release([self.env], self)
         self.env.close()
 
     def _single_agent_steps(self, seed: int | None) -> Iterator[tuple[Any, Any, bool]]:
-        obs, _ = self.env.reset() if seed is None else self.env.reset(seed=seed)
+        space, owned = self.env.observation_space, action_copier(self.env.action_space)
+        obs, _ = self._reset(seed)
         yield None, obs, False
-        agent = _Agent(self.trainer, DEFAULT_POLICY_ID, self.explore)
+        agent, length = self._agent(DEFAULT_POLICY_ID), 0
         while True:
-            action = agent.act(obs)
-            new_obs, reward, terminated, truncated, info = self.env.step(action)
+            where = self._place.describe(0, length)
+            action = agent.act(obs, where)
+            try:
+                result = self.env.step(owned(action))
+            except Exception as error:
+                raise env_failure(where, "step", error) from error
+            new_obs, reward, terminated, truncated, info = check_step_result(space, result, where)
+            length += 1
             agent.reward = float(reward)
             step = Step(obs, action, float(reward), bool(terminated), bool(truncated))
-            obs, over = new_obs, bool(terminated or truncated)
+            # Copies: an environment may write each observation into the same array.
+            obs, over = copy.deepcopy(new_obs), bool(terminated or truncated)
             if over and info.get(EPISODE_CONTINUES):
-                obs, info = self.env.reset()
+                obs, info = self._reset(None)
                 over = not info.get(EPISODE_CONTINUES)
-                agent = _Agent(self.trainer, DEFAULT_POLICY_ID, self.explore)
+                agent = self._agent(DEFAULT_POLICY_ID)
             yield step, obs, over
+
+    def _reset(self, seed: int | None) -> tuple[Any, dict[str, Any]]:
+        where = self._place.describe(0)
+        try:
+            result = self.env.reset() if seed is None else self.env.reset(seed=seed)
+        except Exception as error:
+            raise env_failure(where, "reset", error) from error
+        obs, info = check_reset_result(self.env.observation_space, result, where)
+        return copy.deepcopy(obs), info
 
     def _multi_agent_steps(self, seed: int | None) -> Iterator[tuple[Any, Any, bool]]:
         runner = self._runner
+        assert runner is not None
         runner.reset(seed)
-        yield None, dict(runner.obs), False
+        obs = copy.deepcopy(runner.obs)
+        yield None, obs, False
         agents: dict[AgentID, _Agent] = {}
+        mapping, length = self._options.multiagent.policy_mapping_fn, 0
         while True:
-            for agent in runner.active:
-                if agent not in agents:
-                    pid = policy_for(agent, self.trainer.policies, self._mapping)
-                    agents[agent] = _Agent(self.trainer, pid, self.explore)
-            obs = {agent: runner.obs[agent] for agent in runner.active}
-            actions = {agent: agents[agent].act(observation) for agent, observation in obs.items()}
+            where = self._place.describe(0, length)
+            for name in runner.active:
+                if name not in agents:
+                    agents[name] = self._agent(policy_for(name, self.trainer.policies, mapping))
+            obs = {name: obs[name] for name in runner.active}
+            actions = {name: agents[name].act(seen, f"{where}: agent {name!r}") for name, seen in obs.items()}
             out = runner.step(actions)
-            for agent, reward in out.rewards.items():
-                if agent in agents:
-                    agents[agent].reward = float(reward)
-            rewards = {agent: float(reward) for agent, reward in out.rewards.items()}
+            length += 1
+            rewards = {name: float(reward) for name, reward in out.rewards.items()}
+            for name, reward in rewards.items():
+                if name in agents:
+                    agents[name].reward += reward
             step = Step(obs, actions, rewards, dict(out.terminateds), dict(out.truncateds))
-            yield step, dict(out.obs), out.terminated or out.truncated
+            obs = copy.deepcopy(out.obs)
+            yield step, obs, out.terminated or out.truncated
+
+    def _agent(self, policy_id: PolicyID) -> _Agent:
+        if policy_id not in self._actors:
+            self._actors[policy_id] = self.trainer.inference.actor(policy_id, self._options)
+        return _Agent(self._actors[policy_id], self.explore)
 
 
 def has_display() -> bool:
@@ -184,29 +231,14 @@ def has_display() -> bool:
 
 
 class _Agent:
-    """One agent's side of an episode: the model's state, and what its model reads of the last step."""
+    """One agent's side of an episode: what it remembers, and what it got since its last action."""
 
-    def __init__(self, trainer: Any, policy_id: PolicyID, explore: bool) -> None:
-        self._trainer, self._policy_id, self._explore = trainer, policy_id, explore
-        self._state = trainer.get_initial_state(policy_id)
-        self._action: Any = None
+    def __init__(self, actor: Actor, explore: bool) -> None:
+        self._actor, self._explore = actor, explore
+        self._memory = actor.begin()
         self.reward = 0.0
 
-    def act(self, obs: Any) -> Any:
-        self._action, self._state = self._trainer.compute_action(
-            obs, self._state, self._action, self.reward, policy_id=self._policy_id, explore=self._explore
-        )
-        return self._action
-
-
-def _make_runner(env: Any, context: EnvContext) -> Any:
-    creator = make_env_creator(env)
-    created = creator(context)
-    if isinstance(created, MultiAgentEnv):
-        return MultiAgentRunner(created, EnvPlace(creator.name, 0))
-    if isinstance(created, gym.vector.VectorEnv):
-        created.close()
-        raise ConfigError(
-            f"env {creator.name}: is a vector environment; episodes are played in a single one. Give one as env"
-        )
-    return created
+    def act(self, obs: Any, where: str) -> Any:
+        (action,), self._memory = self._actor.act([obs], self._memory, [self.reward], self._explore, where)
+        self.reward = 0.0
+        return action

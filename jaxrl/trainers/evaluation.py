@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jaxrl import config as config_lib
+from jaxrl.envs import make_env_creator
 from jaxrl.metrics import EpisodeRecord, summarize_episodes
 from jaxrl.rollout import WorkerSet
 from jaxrl.types import ConfigError
@@ -17,7 +18,8 @@ def evaluation_options(options: Any) -> Any:
         options: the trainer's.
 
     Raises:
-        ConfigError: `evaluation_config` has an unknown or mistyped option, or cuts episodes.
+        ConfigError: `evaluation_config` has an unknown or mistyped option, cuts episodes, changes what the policy acts
+            in, or has no environment of its own.
     """
     defaults = {
         "batch_mode": "complete_episodes",
@@ -31,6 +33,19 @@ def evaluation_options(options: Any) -> Any:
     if merged.batch_mode != "complete_episodes":
         raise ConfigError(
             "evaluation_config: batch_mode should stay complete_episodes; evaluation counts whole episodes."
+        )
+    for name in ("normalize_actions", "observation_filter"):
+        if getattr(merged, name) != getattr(options, name):
+            raise ConfigError(
+                f"evaluation_config: {name} should stay {getattr(options, name)!r}, which the policy is trained with, "
+                f"got {getattr(merged, name)!r}."
+            )
+    shared = merged.env is options.env and options.evaluation_interval is not None
+    if shared and make_env_creator(options.env).instances is not None:
+        raise ConfigError(
+            "config: evaluation_interval is set, and env is an environment that training itself uses; give what makes "
+            "environments as env (the class, a registered name, or a function such as lambda env_config: MyEnv()), or "
+            "another one in evaluation_config={'env': ...}."
         )
     return merged
 

@@ -91,7 +91,7 @@ class Trainer(tune.Trainable):
         self.context, self.plan, self.compiled, self._started_ray = parts[4:]
         self.workers, self.learners = self.context.workers, self.context.learners
         self._writer = None if self._storage else ResultWriter(self._results_dir, self.name, self.options)
-        self._inference = ActionComputer(self)
+        self.inference = ActionComputer(self)
 
     @classmethod
     def resolve_config(cls, config: Mapping[str, Any]) -> Any:
@@ -209,29 +209,53 @@ class Trainer(tune.Trainable):
         policy_id: PolicyID = DEFAULT_POLICY_ID,
         explore: bool | None = None,
     ) -> Any:
-        """The action for one observation, as the environment wants it (filtered in, clipped out).
+        """The action for one observation, by the steps that training takes: filter, act, unsquash, clip.
 
         Args:
-            observation: one observation, without batch axes.
+            observation: one observation as the environment gives it, without batch axes.
             state: model state; `get_initial_state()` to begin with. If given, the next state is returned too.
-            prev_action, prev_reward: for models that read them.
+            prev_action: for models that read it, the last action as it was returned here (and the environment took
+                it); None: the one that the state remembers, without a state that of an episode's start.
+            prev_reward: for models that read it, what the environment gave since (clipping is done here); None: 0.
             policy_id: the policy that acts.
             explore: sample (True) or take the mode (False); None: as `config["explore"]`.
 
         Returns:
             The action, or `(action, state)` where a state was given.
+
+        Raises:
+            EnvError: an observation, action or reward that is not of its space.
+            ConfigError: there is no such policy, or the state is not one of its states.
+
+        Example:
+            >>> state, reward = trainer.get_initial_state(), 0.0
+            >>> action, state = trainer.compute_action(obs, state, prev_reward=reward)
         """
-        return self._inference.one(observation, state, prev_action, prev_reward, policy_id, explore)
+        return self.inference.one(observation, state, prev_action, prev_reward, policy_id, explore)
 
     def compute_actions(
-        self, observations: Mapping[Any, Any], *, policy_id: PolicyID = DEFAULT_POLICY_ID, explore: bool | None = None
-    ) -> dict[Any, Any]:
-        """Actions for several observations by key (agents, say), in one call of a feed-forward policy."""
-        return self._inference.many(observations, policy_id, explore)
+        self,
+        observations: Mapping[Any, Any],
+        state: Mapping[Any, Any] | None = None,
+        prev_action: Mapping[Any, Any] | None = None,
+        prev_reward: Mapping[Any, Any] | None = None,
+        *,
+        policy_id: PolicyID = DEFAULT_POLICY_ID,
+        explore: bool | None = None,
+    ) -> Any:
+        """As `compute_action` for several observations by key (agents, say), in one call of the policy.
+
+        Returns:
+            Actions by key, or `(actions, states)` where states were given.
+        """
+        return self.inference.many(observations, state, prev_action, prev_reward, policy_id, explore)
 
     def get_initial_state(self, policy_id: PolicyID = DEFAULT_POLICY_ID) -> Any:
-        """The model state before an episode's first step, `()` for feed-forward models."""
-        return self._inference.initial_state(policy_id)
+        """What `compute_action` takes as `state` at an episode's first step; `()` where the policy remembers nothing.
+
+        That is the model's state and, where the policy reads its previous action, this beside it (`AgentState`).
+        """
+        return self.inference.initial_state(policy_id)
 
     def get_policy(self, policy_id: PolicyID = DEFAULT_POLICY_ID) -> Policy:
         """The policy called `policy_id`."""
@@ -351,7 +375,7 @@ class Trainer(tune.Trainable):
             "iteration": self._iteration,
             "time_total": self._time_total,
             "episodes_total": self._episodes_total,
-            "inference_calls": self._inference.calls,
+            "inference_calls": self.inference.calls,
             "best": self._best.value,
         }
 
@@ -359,7 +383,7 @@ class Trainer(tune.Trainable):
         """Continues counting from what `progress` returned."""
         self._iteration, self._time_total = int(progress["iteration"]), float(progress["time_total"])
         self._episodes_total = progress["episodes_total"]
-        self._inference.calls = int(progress["inference_calls"])
+        self.inference.calls = int(progress["inference_calls"])
         self._best.value = progress.get("best")
         self._iterations_since_restore, self._time_since_restore, self._timesteps_since_restore = 0, 0.0, 0
 
