@@ -354,9 +354,8 @@ class ListVectorEnv(VectorEnv):
     def _before_reset(self, b: int, env: Any, seed: int | None) -> None:
         if env is not self._envs[b]:
             self._check_spaces(b, env)
-            release([self._envs[b]], self)
+            claim([env], self, self.place._replace(first_index=self.place.first_index + b), instead_of=[self._envs[b]])
             self._envs[b] = env
-            claim([env], self, self.place._replace(first_index=self.place.first_index + b))
             self._log.replace(b, getattr(env, "unwrapped", env))
         self._log.before_reset(b, seed)
 

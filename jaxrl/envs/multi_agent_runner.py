@@ -98,7 +98,7 @@ class MultiAgentRunner:
         self._log: list[AgentDict] = []
         self._count = 0
         self._rewards: AgentDict = {}
-        claim([env], self, place._replace(first_index=place.first_index + vector_index))
+        claim([env], self, place._replace(first_index=vector_index))
 
     def reset(self, seed: int | None = None) -> tuple[AgentDict, AgentDict]:
         """Starts an episode.
@@ -280,8 +280,7 @@ class MultiAgentRunner:
                             f"{self.place.describe(self.vector_index)}: created anew, it has another {kind} space of "
                             f"agent {agent!r}: {agent_space(env, kind, agent)}, which was {space}"
                         )
-            release([self.env], self)
-            claim([env], self, self.place._replace(first_index=self.place.first_index + self.vector_index))
+            claim([env], self, self.place._replace(first_index=self.vector_index), instead_of=[self.env])
             self.env = env
         self._before = (seed, random_state(env))
 
@@ -378,8 +377,7 @@ class MultiAgentRunner:
         if agent in self._ended:
             return (
                 f"got {what} of agent {agent!r}, which ended at episode step {self._ended[agent]}; an agent that "
-                "ended stays "
-                "away until the next reset"
+                "ended stays away until the next reset"
             )
         return f"got {what} of agent {agent!r}, expected agents of possible_agents: {self.possible_agents}"
 

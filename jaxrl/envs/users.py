@@ -17,17 +17,19 @@ from jaxrl.types import ConfigError
 _users: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
-def claim(envs: Sequence[Any], user: Any, place: EnvPlace) -> None:
+def claim(envs: Sequence[Any], user: Any, place: EnvPlace, *, instead_of: Sequence[Any] = ()) -> None:
     """Makes `user` the user of environments.
 
     Args:
         envs: the environments, different objects.
         user: what will step them, and `release` them when it closes them.
         place: names them in the error.
+        instead_of: environments of this user that they take the place of.
 
     Raises:
         ConfigError: one of them has a user already, or comes twice.
     """
+    release(instead_of, user)
     keys = [_key(env) for env in envs]
     if any(_users.get(key) not in (None, user) for key in keys):
         gc.collect()  # a trainer that was dropped without `stop()`

@@ -17,7 +17,7 @@ from jaxrl.envs.users import claim, release
 from jaxrl.rollout import policy_for
 from jaxrl.trainers.evaluation import evaluation_options
 from jaxrl.trainers.inference import Actor
-from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, PolicyID
+from jaxrl.types import DEFAULT_POLICY_ID, AgentID, ConfigError, EnvError, PolicyID
 
 
 class Step(NamedTuple):
@@ -123,6 +123,9 @@ class Player:
 
         Returns:
             The episode.
+
+        Raises:
+            EnvError: the environment breaks its contract, or goes on beyond `max_whole_episode_steps`.
         """
         seed, self._seed = self._seed, None
         steps = self._multi_agent_steps(seed) if self.trainer.multi_agent else self._single_agent_steps(seed)
@@ -146,6 +149,13 @@ class Player:
             complete = over or (self.horizon is not None and length >= self.horizon)
             if over or (limits and length >= min(limits)):
                 break
+            longest = self._options.max_whole_episode_steps
+            if longest is not None and length >= longest:
+                raise EnvError(
+                    f"{self._place.describe(0)}: its episode has taken {length} steps and has not ended; set horizon, "
+                    "which cuts it, give max_steps, have the environment end or truncate it, or raise "
+                    f"max_whole_episode_steps, which is {longest}."
+                )
         total = sum(rewards.values())
         return PlayedEpisode(
             total, length, rewards if self.trainer.multi_agent else {}, tuple(kept), final_obs, complete

@@ -154,3 +154,22 @@ def test_a_player_stops_at_the_horizon():
         episode = player.play()
         player.close()
     assert episode.length == 4 and episode.complete and len(episode.steps) == 4
+
+
+def test_an_episode_without_an_end_is_an_error():
+    from jaxrl.algorithms.pg import PGTrainer
+    from jaxrl.types import EnvError
+
+    config = {
+        "env": "CartPole-v1",
+        "env_config": {"max_episode_steps": 10**6},
+        "max_whole_episode_steps": 3,
+        "train_batch_size": 16,
+        "model": {"fcnet_hiddens": [8]},
+    }
+    with PGTrainer(config=config) as trainer:
+        player = Player(trainer)
+        with pytest.raises(EnvError, match=r"CartPole-v1 .*taken 3 steps and has not ended; set horizon"):
+            player.play()
+        assert player.play(max_steps=2).length == 2
+        player.close()
