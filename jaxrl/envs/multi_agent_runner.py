@@ -202,8 +202,7 @@ class MultiAgentRunner:
         self.active = [] if self._over else [agent for agent in obs if agent not in self._ended]
         if not self.active and not self._over and not obs and len(self._ended) == len(self._known):
             raise EnvError(
-                f"{where}: step: every agent has ended, and neither terminateds['__all__'] nor truncateds['__all__'] "
-                "is True"
+                f"{where}: step: every agent has ended, and neither terminateds nor truncateds has '__all__' set"
             )
         if self._steps_to_check:
             self._steps_to_check -= 1

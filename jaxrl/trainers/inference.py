@@ -22,7 +22,7 @@ from jaxrl.rollout.actions import (
     reward_rule,
     without_bounds,
 )
-from jaxrl.types import ActInputs, ConfigError, PolicyID, PyTree
+from jaxrl.types import DEFAULT_POLICY_ID, ActInputs, ConfigError, PolicyID, PyTree
 
 
 class AgentState(NamedTuple):
@@ -185,8 +185,8 @@ class ActionComputer:
         states: Mapping[Any, Any] | None,
         prev_actions: Mapping[Any, Any] | None,
         prev_rewards: Mapping[Any, Any] | None,
-        policy_id: PolicyID,
-        explore: bool | None,
+        policy_id: PolicyID = DEFAULT_POLICY_ID,
+        explore: bool | None = None,
     ) -> Any:
         """See `Trainer.compute_actions`."""
         where = f"compute_actions(policy_id={policy_id!r})"

@@ -214,47 +214,23 @@ class Trainer(tune.Trainable):
         Args:
             observation: one observation as the environment gives it, without batch axes.
             state: model state; `get_initial_state()` to begin with. If given, the next state is returned too.
-            prev_action: for models that read it, the last action as it was returned here (and the environment took
-                it); None: the one that the state remembers, without a state that of an episode's start.
-            prev_reward: for models that read it, what the environment gave since (clipping is done here); None: 0.
+            prev_action, prev_reward: what the environment took and gave since; None: as `state` remembers it, and 0.
             policy_id: the policy that acts.
             explore: sample (True) or take the mode (False); None: as `config["explore"]`.
 
         Returns:
             The action, or `(action, state)` where a state was given.
-
-        Raises:
-            EnvError: an observation, action or reward that is not of its space.
-            ConfigError: there is no such policy, or the state is not one of its states.
-
-        Example:
-            >>> state, reward = trainer.get_initial_state(), 0.0
-            >>> action, state = trainer.compute_action(obs, state, prev_reward=reward)
         """
         return self.inference.one(observation, state, prev_action, prev_reward, policy_id, explore)
 
     def compute_actions(
-        self,
-        observations: Mapping[Any, Any],
-        state: Mapping[Any, Any] | None = None,
-        prev_action: Mapping[Any, Any] | None = None,
-        prev_reward: Mapping[Any, Any] | None = None,
-        *,
-        policy_id: PolicyID = DEFAULT_POLICY_ID,
-        explore: bool | None = None,
+        self, observations: Any, state: Any = None, prev_action: Any = None, prev_reward: Any = None, **options: Any
     ) -> Any:
-        """As `compute_action` for several observations by key (agents, say), in one call of the policy.
-
-        Returns:
-            Actions by key, or `(actions, states)` where states were given.
-        """
-        return self.inference.many(observations, state, prev_action, prev_reward, policy_id, explore)
+        """As `compute_action` for several observations by key, in one call: `{key: action}`, states beside it."""
+        return self.inference.many(observations, state, prev_action, prev_reward, **options)
 
     def get_initial_state(self, policy_id: PolicyID = DEFAULT_POLICY_ID) -> Any:
-        """What `compute_action` takes as `state` at an episode's first step; `()` where the policy remembers nothing.
-
-        That is the model's state and, where the policy reads its previous action, this beside it (`AgentState`).
-        """
+        """What `compute_action` takes as `state` at an episode's first step; `()` where a policy has no memory."""
         return self.inference.initial_state(policy_id)
 
     def get_policy(self, policy_id: PolicyID = DEFAULT_POLICY_ID) -> Policy:
