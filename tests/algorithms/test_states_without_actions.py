@@ -118,7 +118,7 @@ def test_an_action_without_one_that_is_allowed_is_an_error(tmp_path: Any) -> Non
             trainer.train()
         with pytest.raises(EnvError, match=rf"compute_action.*{nothing}"):
             trainer.compute_action(seen(0))
-    with PGTrainer(config={**TINY, "env_config": {"stuck": 4}}, results_dir=tmp_path) as trainer:
+    with PGTrainer(config={**TINY, "env_config": {"stuck": 4}}, results_dir=tmp_path / "2") as trainer:
         assert trainer.train()["episodes_this_iter"] == 2
 
 

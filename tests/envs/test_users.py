@@ -105,7 +105,9 @@ def test_training_keeps_its_environment(tmp_path: Any) -> None:
         np.testing.assert_array_equal(vector.observations(), before[1])
         trainer.train()
     assert env.closes == 1
-    with PGTrainer(config={**TINY, "env": env, "evaluation_config": {"env": other}}, results_dir=tmp_path) as trainer:
+    with PGTrainer(
+        config={**TINY, "env": env, "evaluation_config": {"env": other}}, results_dir=tmp_path / "2"
+    ) as trainer:
         trainer.train()
         before = env.resets
         assert trainer.evaluate()["episodes_this_iter"] == 1 and other.resets > 0 and env.resets == before
