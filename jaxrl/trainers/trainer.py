@@ -143,6 +143,7 @@ class Trainer(tune.Trainable):
     def reset_config(self, new_config: Mapping[str, Any]) -> bool:
         """Builds everything anew for other options, as Tune asks where trials share an actor (`reuse_actors`)."""
         self.cleanup()
+        self._results_dir = None  # outside Tune the results of other options have a new directory
         self._given = {key: value for key, value in new_config.items() if not key.startswith("__")}
         self.setup({})
         return True

@@ -311,7 +311,7 @@ def test_pure_operators_of_ones_own_are_traced_and_host_only_ones_refused(tmp_pa
         plan_with(before=counting)(config=PPO).train()
     # With a compiled form it counts.
     form = CompiledForm(lambda turn, world, n, item, key: (world, n + 1, item), init=lambda: jnp.zeros((), jnp.int32))
-    with plan_with(before=counting._replace(compiled=form))(config=PPO, results_dir=tmp_path) as trainer:
+    with plan_with(before=counting._replace(compiled=form))(config=PPO, results_dir=tmp_path / "counted") as trainer:
         trainer.train()
         (state,) = [n.get_state()["op"] for n in trainer.plan.nodes() if n.name.startswith("CompiledRounds")]
         assert 2 in [int(x) for x in state["world"] if x.shape == () and x.dtype == jnp.int32]

@@ -38,7 +38,8 @@ def test_an_export_is_refused_by_name(trainer: Any, tmp_path: pathlib.Path) -> N
     assert not (tmp_path / "exp").exists()
 
 
-def test_methods_of_tunes_class(trainer: Any) -> None:
+def test_methods_of_tunes_class(trainer: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setenv("JAXRL_RESULTS_DIR", str(tmp_path))
     assert trainer.logdir == str(trainer.results_dir)
     results = trainer.train_buffered(buffer_time_s=0.0, max_buffer_length=1)
     assert [result["training_iteration"] for result in results] == [trainer.iteration]
