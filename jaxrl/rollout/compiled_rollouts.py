@@ -225,13 +225,15 @@ def check_rollout_options(policy: Policy, config: Any) -> None:
     hooks = config.callbacks
     used = [] if hooks is None else [name for name in hooks._fields if getattr(hooks, name) is not None]
     per_step = [name for name in used if name != "on_train_result"]
+    length = config.rollout_fragment_length
     # Option: whether it cannot be held, why, and what could be.
     reasons = {
         "num_workers": (config.num_workers > 0, "samples on Ray actors", "Set it to 0"),
         "model": (
-            policy.spec.recurrent,
-            "has a state (use_lstm, use_gru or a custom recurrent one), and sequences are cut on the host",
-            "Take a model without one",
+            policy.spec.recurrent and length % min(config.model.max_seq_len, length) != 0,
+            f"has a state (use_lstm, use_gru or a custom recurrent one), and its sequences of {config.model.max_seq_len} "
+            f"rows (max_seq_len) do not fill fragments of {length} rows, so that some would be padded and masked",
+            "Set max_seq_len to a divisor of rollout_fragment_length",
         ),
         "batch_mode": (
             config.batch_mode != "truncate_episodes",

@@ -120,12 +120,12 @@ def test_results_counters_and_costs(tmp_path):
 
 def test_a_restored_run_goes_on_bit_for_bit(tmp_path):
     for cls, config in ((PPOTrainer, PPO), (DQNTrainer, {**DQN, "store_buffer_in_checkpoints": True})):
-        with cls(config=config, results_dir=tmp_path / "a") as trainer:
+        with cls(config=config, results_dir=tmp_path / cls.__name__) as trainer:
             trainer.train()
             path = trainer.save()
             expected = [trainer.train() for _ in range(2)]
             final = params_of(trainer)
-        with cls.from_checkpoint(path, results_dir=tmp_path / "b") as trainer:
+        with cls.from_checkpoint(path, results_dir=tmp_path / f"{cls.__name__}, restored") as trainer:
             found = [trainer.train() for _ in range(2)]
             assert_equal(params_of(trainer), final)
         for one, other in zip(expected, found, strict=True):
@@ -326,7 +326,7 @@ def test_what_cannot_be_compiled_says_why(caplog):
         IMPALATrainer(config={"env": "jax/CartPole-v1", "engine": "compiled", "num_workers": 0})
     with pytest.raises(ConfigError, match="num_workers=2 samples on Ray actors"):
         PPOTrainer(config={**PPO, "num_workers": 2, "train_batch_size": 128})
-    with pytest.raises(ConfigError, match="model has a state"):
+    with pytest.raises(ConfigError, match="holds sequences"):
         R2D2Trainer(config={"env": "jax/CartPole-v1", "engine": "compiled"})
     with pytest.raises(ConfigError, match="callbacks on_sample_end run on the host"):
         PPOTrainer(config={**PPO, "callbacks": Callbacks(on_sample_end=lambda **_: None)})
@@ -354,7 +354,7 @@ def test_memory_is_predicted_and_refused_before_anything_runs(monkeypatch, tmp_p
         given = trainer.compiled.world_bytes
     left = iter([10**9, 10**9, total - given - 500])
     monkeypatch.setattr(module, "available_bytes", lambda: next(left))
-    trainer = PPOTrainer(config=PPO, results_dir=tmp_path)
+    trainer = PPOTrainer(config=PPO, results_dir=tmp_path / "again")
     with trainer, pytest.raises(ConfigError, match="the program 'iteration', beside what it is given, needs"):
         trainer.train()
     assert trainer.context.counters["num_steps_sampled"] == 0

@@ -86,7 +86,7 @@ def test_options_of_single_policies_act_or_are_refused_by_name(name: str) -> Non
 
 COMPILED: dict[str, dict[str, Any]] = {
     "num_workers": {"num_workers": 1},
-    "model": {"model": {"use_lstm": True}},
+    "model": {"model": {"use_lstm": True, "max_seq_len": 3}},
     "batch_mode": {"batch_mode": "complete_episodes"},
     "soft_horizon": {"soft_horizon": True, "horizon": 3},
     "observation_filter": {"observation_filter": "MeanStdFilter"},
@@ -116,7 +116,7 @@ def test_what_cannot_compile_is_refused_before_anything_runs(key: str) -> None:
 def test_auto_falls_back_on_that_refusal_alone() -> None:
     trainer = registry.resolve("algorithm", "PPO")
     small = {"env": "jax/StatelessCartPole", "train_batch_size": 10, "sgd_minibatch_size": 0}
-    with trainer(config={**small, "model": {"use_lstm": True, "lstm_cell_size": 4, "fcnet_hiddens": [4]}}) as made:
+    with trainer(config={**small, "model": {"use_lstm": True, "lstm_cell_size": 4, "fcnet_hiddens": [4], "max_seq_len": 3}}) as made:
         assert made.compiled is None
     with pytest.raises(ConfigError, match="optax has no 'adm'"):
         trainer(config={**small, "optimizer": "adm"})

@@ -187,17 +187,18 @@ def test_tunes_population_based_training_trains_with_what_it_says(
 ) -> None:
     scheduler = PopulationBasedTraining(
         time_attr="training_iteration",
-        metric="training_iteration",
+        metric="info/learner/default_policy/cur_lr",  # the trial of the lower rate goes on from the other's checkpoint
         mode="max",
         perturbation_interval=1,
         quantile_fraction=0.5,
         resample_probability=0.0,
-        hyperparam_mutations={"lr": [1e-4, 1e-3, 1e-2, 1e-1]},
+        hyperparam_mutations={"lr": tune.loguniform(1e-4, 1e-1)},
+        synch=True,
     )
     analysis = tune.run(
         PPOTrainer,
         config={**SETTINGS["PPO"][1], "lr": tune.grid_search([1e-3, 1e-2]), "num_cpus_for_driver": 0.5},
-        stop={"training_iteration": 4},
+        stop={"training_iteration": 3},
         scheduler=scheduler,
         storage_path=str(tmp_path),
         reuse_actors=reuse,
