@@ -116,7 +116,8 @@ def test_what_cannot_compile_is_refused_before_anything_runs(key: str) -> None:
 def test_auto_falls_back_on_that_refusal_alone() -> None:
     trainer = registry.resolve("algorithm", "PPO")
     small = {"env": "jax/StatelessCartPole", "train_batch_size": 10, "sgd_minibatch_size": 0}
-    with trainer(config={**small, "model": {"use_lstm": True, "lstm_cell_size": 4, "fcnet_hiddens": [4], "max_seq_len": 3}}) as made:
+    model = {"use_lstm": True, "lstm_cell_size": 4, "fcnet_hiddens": [4], "max_seq_len": 3}
+    with trainer(config={**small, "model": model}) as made:
         assert made.compiled is None
     with pytest.raises(ConfigError, match="optax has no 'adm'"):
         trainer(config={**small, "optimizer": "adm"})

@@ -114,7 +114,7 @@ def test_workers_may_filter_each_by_its_own_statistics(cluster: None) -> None:
     own = [filters["default_policy"].rows for filters in (first, second)]
     assert both.rows == sum(own) == 2 * own[0]
     means = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(f["default_policy"])]) for f in (first, second)]
-    assert not np.array_equal(*means)
+    assert not np.array_equal(means[0], means[1])
 
 
 def test_filters_of_all_workers_are_merged(trainer: Any) -> None:
