@@ -231,8 +231,8 @@ def check_rollout_options(policy: Policy, config: Any) -> None:
         "num_workers": (config.num_workers > 0, "samples on Ray actors", "Set it to 0"),
         "model": (
             policy.spec.recurrent and length % min(config.model.max_seq_len, length) != 0,
-            f"has a state (use_lstm, use_gru or a custom recurrent one), and sequences of {config.model.max_seq_len} rows "
-            f"(max_seq_len) do not fill fragments of {length} (rollout_fragment_length)",
+            "has a state (use_lstm, use_gru or a custom recurrent one), and sequences of "
+            f"max_seq_len={config.model.max_seq_len} rows do not fill fragments of rollout_fragment_length={length}",
             "Set max_seq_len to a divisor of rollout_fragment_length",
         ),
         "batch_mode": (
