@@ -1,4 +1,4 @@
-"""CompiledRounds: the node that stands in a plan for all that is compiled, and what its state is."""
+"""CompiledRounds: the node that runs the compiled part of a plan, and its state."""
 
 from __future__ import annotations
 

@@ -301,12 +301,14 @@ class AgentRows:
         space, ended = self.policy.spec.obs_space, self._finals
         terminated = np.array([self._columns["terminateds"][i, b] for i, b, _ in ended], bool)
 
-        def settled(stacked: PyTree) -> PyTree:
-            at = lambda k: self._at(ended[k][0], ended[k][1], place)  # noqa: E731
-            return self._filtered(check_finals(space, stacked, terminated, at))
+        def where(k: int) -> str:
+            return self._at(*ended[k][:2], place)
+
+        def checked(stacked: PyTree) -> PyTree:
+            return self._filtered(check_finals(space, stacked, terminated, where))
 
         slots = self._final_slots = final_slots(self._final_slots, len(ended), steps, len(self.slots))
-        return final_rows(ended, empty_rows(space, slots), slots, settled)
+        return final_rows(ended, empty_rows(space, slots), slots, checked)
 
     def _host_state(self) -> PyTree:
         return jax.tree.map(np.asarray, self.carry[0])

@@ -339,9 +339,11 @@ class VectorSampler:
         def where(k: int) -> str:
             return step_at(self.env.place, *ended[k][:2], **self._when(rows))
 
+        def checked(stacked: PyTree) -> PyTree:
+            return self._filtered(check_finals(space, stacked, terminated, where))
+
         slots = self._final_slots = final_slots(self._final_slots, len(ended), steps, self.env.num_envs)
-        settled = lambda stacked: self._filtered(check_finals(space, stacked, terminated, where))  # noqa: E731
-        return final_rows(ended, empty_rows(space, slots), slots, settled)
+        return final_rows(ended, empty_rows(space, slots), slots, checked)
 
     def _check(self, rows: FragmentRows, steps: int) -> None:
         """Looks at the numbers that the environments gave in the first `steps` rows."""
