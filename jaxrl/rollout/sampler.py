@@ -68,8 +68,7 @@ class VectorSampler:
         restarts = config.restart_failed_sub_environments
         self.masked = self.complete or env.filler_rows or restarts
         self._everyone = np.ones(env.num_envs, bool) if restarts else None
-        self._filter_state = filter.init()
-        self._filter_delta = filter.init()
+        self._filter_state, self._filter_delta = filter.init(), filter.init()
         self.explore = config.explore
         self.update_filter = not filter.identity
         self._transform = action_transform(
@@ -264,7 +263,6 @@ class VectorSampler:
         logps: list[Any],
         before: Before,
     ) -> SampleBatch:
-        num_envs = self.env.num_envs
         self._check(rows, steps)
         last_raw, last_obs = rows.raw_row(steps), rows.obs_row(steps)
         played, moved = rows.rewards[:steps], np.stack(valid_rows) if self.masked else None
@@ -287,8 +285,8 @@ class VectorSampler:
             "truncateds": rows.truncateds[:steps],
             "t": index.t,
             "eps_id": index.eps_id,
-            "agent_index": np.zeros((steps, num_envs), np.int32),
-            "unroll_id": np.full((steps, num_envs), self._unroll, np.int32),
+            "agent_index": np.zeros_like(index.t),
+            "unroll_id": np.full_like(index.t, self._unroll),
             "last_obs": last_obs,
             "final_obs": final_obs,
             "final_index": final_index,
@@ -300,7 +298,7 @@ class VectorSampler:
         if self._recurrent:
             columns["state_in"] = jax.tree.map(np.asarray, before.state)
         if given is not None:
-            columns["action_logp"] = np.zeros((steps, num_envs), np.float32)
+            columns["action_logp"] = np.zeros(index.t.shape, np.float32)
             columns["action_logp"][: len(given)] = given
         if self._keeps:
             columns["action_dist_inputs"], columns["vf_preds"] = map(np.stack, zip(*self._kept, strict=True))
@@ -333,11 +331,11 @@ class VectorSampler:
         return total, np.concatenate([valid, np.zeros((total - steps, valid.shape[1]), bool)])
 
     def _finals(self, ended: list[Final], rows: FragmentRows, steps: int) -> tuple[PyTree, np.ndarray]:
-        space = self.env.observation_space
+        space, when = self.env.observation_space, self._when(rows)
         terminated = np.array([rows.terminateds[i, b] for i, b, _ in ended], bool)
 
         def where(k: int) -> str:
-            return step_at(self.env.place, *ended[k][:2], **self._when(rows))
+            return step_at(self.env.place, *ended[k][:2], **when)
 
         def checked(stacked: PyTree) -> PyTree:
             return self._filtered(check_finals(space, stacked, terminated, where))
@@ -347,8 +345,8 @@ class VectorSampler:
 
     def _check(self, rows: FragmentRows, steps: int) -> None:
         """Looks at the numbers that the environments gave in the first `steps` rows."""
-        raw, rewards = rows.raw(steps + 1), rows.rewards[:steps]
-        check_fragment(self.env.observation_space, raw, rewards, self.env.place, **self._when(rows))
+        space, raw = self.env.observation_space, rows.raw(steps + 1)
+        check_fragment(space, raw, rows.rewards[:steps], self.env.place, **self._when(rows))
 
     def _when(self, rows: FragmentRows) -> dict[str, np.ndarray]:
         return {"first_t": self._tracker.length + self._tracker.before_cut, "starts": rows.starts}
