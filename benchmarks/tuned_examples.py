@@ -1,6 +1,6 @@
 """Trains tuned examples on seeds that they were not tuned on: `python benchmarks/tuned_examples.py [NAMES]`.
 
-Every run is a process of its own, and is recorded in `tuned_examples.json` when it ends: a second call goes on with the
+Every run is a process of its own and is recorded in `tuned_examples.json` when it ends. A second call does only the
 runs that are missing. The table goes to `docs/tuned_examples.md`.
 """
 

@@ -24,7 +24,7 @@ COMPILED_ROUNDS = "CompiledRounds"
 
 
 class _Rounds:
-    """`apply` and `init` of the operator that stands in the plan for all that is compiled."""
+    """`apply` and `init` of the operator that runs the compiled part of a plan."""
 
     def __init__(self, engine: CompiledEngine, workers: CompiledWorkers):
         self.engine, self.workers = engine, workers

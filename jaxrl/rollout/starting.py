@@ -1,4 +1,4 @@
-"""Starting rollout workers on Ray actors: one that dies before it stands is started anew, one that raises is not."""
+"""Starts rollout workers on Ray actors. One that dies while it starts is replaced; one that raises ends the run."""
 
 from __future__ import annotations
 
