@@ -40,6 +40,9 @@ hypothesis.settings.load_profile("jaxrl")
 
 assert jaxrl.__version__
 
+# Tracing makes millions of objects that stay: by default a fifth of the time goes into looking at them again.
+gc.set_threshold(100_000, 50, 100)
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_end_with_their_module():
