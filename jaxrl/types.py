@@ -99,6 +99,10 @@ class CheckpointError(JaxrlError, ValueError):
     """A checkpoint that is damaged, of another format, algorithm or shape, or not a checkpoint."""
 
 
+class StorageError(JaxrlError, OSError):
+    """A file or directory that cannot be written or read now: disk full, read-only, moved away; the message says."""
+
+
 class WorkerError(JaxrlError, RuntimeError):
     """A rollout worker failed; the message names the worker and carries the original error."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -14,6 +15,7 @@ from jaxrl.cli.runs import (
     DONE,
     FAILED,
     INTERRUPTED,
+    RECORD,
     RUNNING,
     Run,
     RunLock,
@@ -27,9 +29,12 @@ from jaxrl.trainers.display import open_display
 from jaxrl.trainers.fit import train_until
 from jaxrl.trainers.history import History, value_at
 from jaxrl.trainers.interruption import Interruption
-from jaxrl.trainers.results import drop_results, new_run_directory
+from jaxrl.trainers.result_table import keep_results
+from jaxrl.trainers.results import new_run_directory
 from jaxrl.trainers.stopping import check_stop, criterion_met, env_label
-from jaxrl.types import CheckpointError, ConfigError, JaxrlError
+from jaxrl.types import CheckpointError, ConfigError, JaxrlError, StorageError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Settings(NamedTuple):
@@ -84,7 +89,7 @@ def resume(run: Run, experiment: Experiment, settings: Settings) -> int:
         raise ConfigError(f"{run.directory}: its record names no algorithm; give --run")
     say(f"Resuming {run.directory} " + (f"from {source.name}" if source else "from the start: it has no checkpoint"))
     if source is None:
-        drop_results(run.directory, 0)
+        keep_results(run.directory, 0)
     cls = find_trainer(name)
     quieten(settings.verbosity)
     return _Session(cls, experiment, run.directory, settings).train(source or None)
@@ -98,6 +103,8 @@ class _Session:
         self.stop = check_stop(experiment.stop)
         self.lock = RunLock(directory)
         self.trainer: Any = None
+        self.title, self.status = "", ""
+        self.results: list[Mapping[str, Any]] = []
         self.checkpoint: str | None = None
         self.saved_at = -1
 
@@ -119,42 +126,46 @@ class _Session:
     def _train(self) -> int:
         if not self.stop:
             say("No --stop was given: it trains until Ctrl-C.")
-        title = f"{self.cls.name_of()} on {env_label(self.trainer)}"
-        failures = 0
-        parts: list[Mapping[str, Any]] = []
-        with Interruption((signal.SIGINT, signal.SIGTERM), on_first=request_end, on_second=quit_now) as interruption:
-            while True:
-                display = open_display(title=title)
-                collected: list[Mapping[str, Any]] = []
+        self.title = f"{self.cls.name_of()} on {env_label(self.trainer)}"
+        try:
+            return self._drive()
+        except (StorageError, CheckpointError) as error:
+            return self._failed(error)
+
+    def _drive(self) -> int:
+        failures, note = 0, None
+        with Interruption(SIGNALS, on_first=request_end, on_second=quit_now) as interruption:
+            while note is None:
                 try:
-                    history = train_until(
-                        self.trainer,
-                        self.stop,
-                        display=display._replace(note=lambda text: None),
-                        interrupted=lambda: interruption.requested,
-                        after=lambda result, collected=collected: self._after(result, collected),
-                    )
-                    parts += history.results
-                    break
-                except (ConfigError, CheckpointError):
+                    note = self._until_it_ends(interruption)
+                except (ConfigError, CheckpointError, StorageError):
                     raise
                 except Exception as error:
-                    parts += collected
-                    self._record(FAILED)
                     if failures >= self.experiment.max_failures or self.checkpoint is None:
-                        return self._failed(error, parts)
+                        return self._failed(error)
                     failures += 1
+                    self._record(FAILED)
                     fail(error, self.settings.verbosity)
                     say(f"Going on from {self.checkpoint} ({failures} of {self.experiment.max_failures} failures)")
                     self.trainer.stop()
                     self.trainer = self._make(pathlib.Path(self.checkpoint))
-            signal_number = interruption.requested
-            if (signal_number is not None or self.experiment.checkpoint_at_end) and parts:
+            if (interruption.requested is not None or self.experiment.checkpoint_at_end) and self.results:
                 self._save()
-        whole = History(parts, name=title, note=history.note)
-        if signal_number is not None:
-            return self._finish(INTERRUPTED, whole, 128 + signal_number)
+        whole = History(self.results, name=self.title, note=note)
+        if interruption.requested is not None:
+            return self._finish(INTERRUPTED, whole, 128 + interruption.requested)
         return self._finish(DONE, whole, 0)
+
+    def _until_it_ends(self, interruption: Interruption) -> str:
+        """Trains until a criterion is met or a signal asks for the end; returns what is to be said of the end."""
+        history = train_until(
+            self.trainer,
+            self.stop,
+            display=open_display(title=self.title)._replace(note=lambda text: None),
+            interrupted=lambda: interruption.requested,
+            after=self._after,
+        )
+        return history.note
 
     def _make(self, source: pathlib.Path | None) -> Any:
         config = self.experiment.full_config()
@@ -165,11 +176,11 @@ class _Session:
             source, config, trust_imports=self.settings.trust_imports, results_dir=self.directory
         )
 
-    def _after(self, result: Mapping[str, Any], collected: list[Mapping[str, Any]]) -> None:
-        if not collected:
-            self.lock.acquire()
+    def _after(self, result: Mapping[str, Any]) -> None:
+        self.results.append(result)
+        self.lock.acquire()
+        if self.status != RUNNING:
             self._record(RUNNING)
-        collected.append(result)
         frequency = self.experiment.checkpoint_freq
         if frequency and self.trainer.iteration % frequency == 0:
             self._save()
@@ -179,6 +190,7 @@ class _Session:
             self.checkpoint, self.saved_at = self.trainer.save(), self.trainer.iteration
 
     def _record(self, status: str) -> None:
+        self.status = status
         write_record(Run(self.directory, self.experiment, status))
 
     def _is_done(self) -> bool:
@@ -190,13 +202,27 @@ class _Session:
         last = [r for r in results if r.get("training_iteration") == self.trainer.iteration]
         return bool(last) and criterion_met(self.stop, last[-1]) is not None
 
-    def _failed(self, error: Exception, parts: list[Mapping[str, Any]]) -> int:
+    def _failed(self, error: Exception) -> int:
+        if isinstance(error, (StorageError, CheckpointError)):
+            with contextlib.suppress(OSError):  # that it cannot be recorded either is no news
+                if (self.directory / RECORD).exists():
+                    self._record(FAILED)
+            fail(error, self.settings.verbosity, more=f". {self._last_checkpoint()}")
+            return FAILURE
+        self._record(FAILED)
         if not isinstance(error, JaxrlError):
             raise error
         fail(error, self.settings.verbosity)
-        if parts:
+        if self.results:
             self._say_where()
         return FAILURE
+
+    def _last_checkpoint(self) -> str:
+        if self.checkpoint is None:
+            return "There is no checkpoint yet"
+        if not os.path.exists(os.path.join(self.checkpoint, "metadata.json")):
+            return f"The last checkpoint, {self.checkpoint}, is out of reach too"
+        return f"The last checkpoint is whole: {self.checkpoint} (iteration {self.saved_at})"
 
     def _finish(self, status: str, history: History, code: int) -> int:
         self._record(status)

@@ -65,7 +65,7 @@ def reported(verbosity: int = 0) -> Iterator[None]:
         fail(error, verbosity)
         raise typer.Exit(USAGE if user else FAILURE) from error
     except Exception as error:
-        if not is_users(error):
+        if not is_users(error) and not isinstance(error, OSError):  # which files and networks raise, not faults
             raise
         fail(error, verbosity)
         raise typer.Exit(FAILURE) from error
@@ -74,16 +74,18 @@ def reported(verbosity: int = 0) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def fail(error: BaseException, verbosity: int) -> None:
-    """Prints an error: one message, or with `verbosity` its traceback."""
+def fail(error: BaseException, verbosity: int, more: str = "") -> None:
+    """Prints an error: one message with `more` at its end, and with `verbosity` its traceback."""
     from jaxrl.tracebacks import is_users, raised
     from jaxrl.types import JaxrlError
 
     if verbosity:
         traceback.print_exception(error)
     text = str(error) if isinstance(error, JaxrlError) and str(error) else raised(error)
-    more = not verbosity and (is_users(error) or (error.__cause__ is not None and is_users(error.__cause__)))
-    say(f"Error: {text}" + (" [-v shows the traceback]" if more else ""))
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
+    traced = not verbosity and (is_users(error) or (error.__cause__ is not None and is_users(error.__cause__)))
+    say(f"Error: {text}{more}" + (" [-v shows the traceback]" if traced else ""))
 
 
 def say(text: str) -> None:

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 from jaxrl import config as config_lib
 from jaxrl.cli.experiments import Experiment
+from jaxrl.trainers.appending import storing
 from jaxrl.trainers.history import History
-from jaxrl.trainers.results import replace_text, results_root
+from jaxrl.trainers.result_table import replace_text
+from jaxrl.trainers.results import results_root
 from jaxrl.types import CheckpointError, ConfigError, JaxrlError
 
 RECORD, FORMAT_VERSION = "run.json", 1
@@ -39,8 +41,13 @@ class Run(NamedTuple):
 
 
 def write_record(run: Run) -> None:
-    """Writes a run's record into its directory."""
-    run.directory.mkdir(parents=True, exist_ok=True)
+    """Writes a run's record into its directory.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with storing(run.directory):
+        run.directory.mkdir(parents=True, exist_ok=True)
     record = {
         "format_version": FORMAT_VERSION,
         "status": run.status,
@@ -117,11 +124,13 @@ class RunLock:
 
         Raises:
             ConfigError: another process holds it.
+            StorageError: it cannot be made.
         """
         if self._descriptor is not None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with storing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

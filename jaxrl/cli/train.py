@@ -45,6 +45,10 @@ def train(
         Text,
         typer.Option("--keep-best", help="Keep the best checkpoint by this number of results: episode_reward_mean."),
     ] = None,
+    on_full_disk: Annotated[
+        Text,
+        typer.Option("--on-full-disk", help="end: an error, the last checkpoint stays; wait: until there is room."),
+    ] = None,
     num_workers: Annotated[
         int | None, typer.Option("--num-workers", help="Rollout workers on Ray actors; 0: in-process.", min=0)
     ] = None,
@@ -92,7 +96,8 @@ def train(
         from jaxrl.config import deep_update
 
         options = deep_update(options, read_mapping(assignments or [], "--set"))
-        options |= {key: value for key, value in (("num_workers", num_workers), ("seed", seed)) if value is not None}
+        given = {"num_workers": num_workers, "seed": seed, "on_full_disk": on_full_disk}
+        options |= {key: value for key, value in given.items() if value is not None}
         flags: dict[str, Any] = {
             "run": run,
             "env": env,

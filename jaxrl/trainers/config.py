@@ -51,6 +51,11 @@ class CommonConfig(RolloutConfig, PolicyConfig):
         "Keep the best checkpoint by this number of results, e.g. 'episode_reward_mean' or "
         "'evaluation/episode_reward_mean'; in checkpoint_best.",
     )
+    on_full_disk: Literal["end", "wait"] = option(
+        "end",
+        "Results or a checkpoint find no room: end: an error, with what was saved before intact; wait: try again until "
+        "there is room.",
+    )
     compile_cache: bool | str = option(
         True,
         "Keep compiled programs on disk for the next run: True: in the user's cache directory; a path; False: not.",

@@ -14,7 +14,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from jaxrl.trainers.results import flatten, is_finite
+from jaxrl.trainers.result_table import flatten
+from jaxrl.trainers.results import is_finite
 from jaxrl.types import JaxrlError
 
 if TYPE_CHECKING:

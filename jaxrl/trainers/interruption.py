@@ -8,6 +8,13 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Self
 
+_open: list[Interruption] = []
+
+
+def requested() -> int | None:
+    """The signal that asked a run of this process to end after its iteration; None: nobody has."""
+    return next((one.requested for one in _open if one.requested is not None), None)
+
 
 class Interruption:
     """While it is open, the first signal is noted and a second one acts at once.
@@ -41,7 +48,10 @@ class Interruption:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in self._signals}
+            # Who started the process may have had one ignored: nohup, a shell's background job.
+            numbers = [number for number in self._signals if signal.getsignal(number) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._handle) for number in numbers}
+            _open.append(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -49,6 +59,8 @@ class Interruption:
             # None: it was set from outside Python, and cannot be set from here.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
+        if self in _open:
+            _open.remove(self)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxrl.trainers.history import History
-from jaxrl.trainers.results import flatten
+from jaxrl.trainers.result_table import flatten
 from jaxrl.types import JaxrlError
 
 # What changes where a run happens, but not what is learned.

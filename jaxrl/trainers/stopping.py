@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxrl.trainers.history import value_at
-from jaxrl.trainers.results import flatten
+from jaxrl.trainers.result_table import flatten
 from jaxrl.types import ConfigError
 
 # What every result of `StandardMetricsReporting` has, as `Trainer.train` completes it.

@@ -20,6 +20,7 @@ from jaxrl.policies import Policy, PolicyFactory
 from jaxrl.rollout import WorkerSet
 from jaxrl.tracebacks import users_frames
 from jaxrl.trainers import best, checkpoint, compilation, evaluation, iteration, policy_options, resolving, resources
+from jaxrl.trainers.appending import storing, when_there_is_room
 from jaxrl.trainers.config import CommonConfig
 from jaxrl.trainers.inference import ActionComputer
 from jaxrl.trainers.parts import build_parts
@@ -278,7 +279,9 @@ class Trainer(tune.Trainable):
         if checkpoint_dir is None:
             assert self._writer is not None
             checkpoint_dir = str(self._writer.directory / f"checkpoint_{self._iteration:06d}")
-        return checkpoint.save(self, checkpoint_dir)
+        wait = self.options.on_full_disk == "wait"
+        with storing(checkpoint_dir):
+            return when_there_is_room(lambda: checkpoint.save(self, checkpoint_dir), wait=wait)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Writes a checkpoint into a directory that Tune made."""

@@ -155,6 +155,7 @@ ELSEWHERE: dict[str, str] = {
     "num_learner_devices": "tests/execution/test_learner.py",
     "keep_checkpoints_num": "tests/trainers/test_checkpoint.py",
     "keep_best": "tests/trainers/test_results_directory.py",
+    "on_full_disk": "tests/trainers/test_full_disk.py",
     "compile_cache": "tests/trainers/test_resources.py",
     "learning_starts": "tests/trainers/test_jax_envs.py",
     "replay_mode": "tests/execution/test_replay_ops.py",

@@ -10,7 +10,8 @@ import numpy as np
 import pandas
 import pytest
 
-from jaxrl.trainers.results import ResultWriter, flatten, new_run_directory, results_root, to_plain
+from jaxrl.trainers.result_table import flatten
+from jaxrl.trainers.results import ResultWriter, new_run_directory, results_root, to_plain
 
 OPTIONS = {"env": "CartPole-v1", "lr": 0.1, "callbacks": math.sqrt}
 

@@ -14,7 +14,8 @@ from jaxrl.algorithms.ppo import PPOTrainer
 from jaxrl.callbacks import Callbacks
 from jaxrl.trainers.best import Best
 from jaxrl.trainers.display import format_line
-from jaxrl.trainers.results import ResultWriter, drop_results
+from jaxrl.trainers.result_table import keep_results
+from jaxrl.trainers.results import ResultWriter
 from jaxrl.types import ConfigError
 
 TINY = {
@@ -158,5 +159,5 @@ def test_a_trainer_that_is_set_back_to_the_start_writes_a_whole_table(tmp_path):
         file.write("2,1")  # the machine went down here
     with open(tmp_path / "result.json", "a") as file:
         file.write('{"training_it')
-    drop_results(tmp_path, 1)
+    keep_results(tmp_path, 1)
     assert iterations(tmp_path) == [1]
