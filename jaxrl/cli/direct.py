@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-import signal
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from jaxrl.cli.runs import (
     rollout_command,
     write_record,
 )
+from jaxrl.cli.signals import asking_to_end
 from jaxrl.trainers.checkpoint import BEST, read_metadata
 from jaxrl.trainers.display import open_display
 from jaxrl.trainers.fit import train_until
@@ -33,8 +33,6 @@ from jaxrl.trainers.result_table import keep_results
 from jaxrl.trainers.results import new_run_directory
 from jaxrl.trainers.stopping import check_stop, criterion_met, env_label
 from jaxrl.types import CheckpointError, ConfigError, JaxrlError, StorageError
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Settings(NamedTuple):
@@ -103,7 +101,7 @@ class _Session:
         self.stop = check_stop(experiment.stop)
         self.lock = RunLock(directory)
         self.trainer: Any = None
-        self.title, self.status = "", ""
+        self.title, self.status, self.begun = "", "", 0
         self.results: list[Mapping[str, Any]] = []
         self.checkpoint: str | None = None
         self.saved_at = -1
@@ -127,6 +125,7 @@ class _Session:
         if not self.stop:
             say("No --stop was given: it trains until Ctrl-C.")
         self.title = f"{self.cls.name_of()} on {env_label(self.trainer)}"
+        self.begun = self.trainer.iteration
         try:
             return self._drive()
         except (StorageError, CheckpointError) as error:
@@ -134,7 +133,7 @@ class _Session:
 
     def _drive(self) -> int:
         failures, note = 0, None
-        with Interruption(SIGNALS, on_first=request_end, on_second=quit_now) as interruption:
+        with asking_to_end(lambda: self.trainer.iteration > self.begun) as interruption:
             while note is None:
                 try:
                     note = self._until_it_ends(interruption)
@@ -149,8 +148,10 @@ class _Session:
                     say(f"Going on from {self.checkpoint} ({failures} of {self.experiment.max_failures} failures)")
                     self.trainer.stop()
                     self.trainer = self._make(pathlib.Path(self.checkpoint))
-            if (interruption.requested is not None or self.experiment.checkpoint_at_end) and self.results:
+            if self.experiment.checkpoint_at_end and self.results:
                 self._save()
+        if interruption.requested is not None and self.results:
+            self._save()
         whole = History(self.results, name=self.title, note=note)
         if interruption.requested is not None:
             return self._finish(INTERRUPTED, whole, 128 + interruption.requested)
@@ -269,16 +270,3 @@ def summary(history: History) -> str:
     if found:
         lines.append(f"Mean evaluation reward: {found[0]:.1f} at first, {found[-1]:.1f} at last, best {max(found):.1f}")
     return "\n".join([*lines, *([history.note] if history.note else [])])
-
-
-def request_end(number: int) -> None:
-    """Says that the run ends after its iteration; for `Interruption`."""
-    del number
-    # Not print: the signal may have come while something was being printed.
-    os.write(2, b"\nEnding after this iteration, with a checkpoint; press Ctrl-C again to quit at once.\n")
-
-
-def quit_now(number: int) -> None:
-    """Ends the process; Ray's processes notice and end too."""
-    os.write(2, b"\nQuit without a checkpoint.\n")
-    os._exit(128 + number)

@@ -1,49 +1,22 @@
-"""The `jaxrl` command: its subcommands, put together."""
+"""Entry point of the `jaxrl` script."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
 
-import typer
-
-from jaxrl.cli import config, list, plot, rollout, train
-
-app = typer.Typer(
-    name="jaxrl",
-    help="Reinforcement learning as pure functions in JAX.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("train")(train.train)
-app.command("rollout")(rollout.rollout)
-app.command("plot")(plot.plot)
-app.command("list")(list.list_algorithms)
-app.command("config")(config.config)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        import importlib.metadata
-
-        typer.echo(f"jaxrl {importlib.metadata.version('jaxrl')}")
-        raise typer.Exit
-
-
-@app.callback()
-def common(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
-    ] = False,
-) -> None:
-    """Reinforcement learning as pure functions in JAX."""
+from jaxrl.cli import signals
 
 
 def main() -> None:
-    """Entry point of the `jaxrl` script."""
+    """Runs the command that the process was started with."""
+    signals.take_over()  # before anything that takes a while to import
+    from jaxrl.cli.app import app
+
     # As `python -m jaxrl` does: modules of the user's (`--env my_envs:Env`) lie where the command is run.
     sys.path.append(os.getcwd())
-    app(prog_name="jaxrl")
+    try:
+        app(prog_name="jaxrl")
+    finally:
+        if "ray" in sys.modules:  # some of its processes take a while to notice that they are alone
+            signals.end_processes_below()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pathlib
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
-from jaxrl.cli.direct import Settings, quit_now, request_end
+from jaxrl.cli.direct import Settings
 from jaxrl.cli.experiments import Experiment, find_trainer
 from jaxrl.cli.reporting import FAILURE, quieten, say
 from jaxrl.cli.runs import (
@@ -23,10 +22,10 @@ from jaxrl.cli.runs import (
     rollout_command,
     write_record,
 )
+from jaxrl.cli.signals import asking_to_end
 from jaxrl.trainers import checkpoint, resources
 from jaxrl.trainers.display import format_line
 from jaxrl.trainers.history import value_at
-from jaxrl.trainers.interruption import Interruption
 from jaxrl.trainers.stopping import check_stop
 from jaxrl.types import ConfigError
 
@@ -76,12 +75,11 @@ def _run(
     lock.acquire()
     started = resources.ensure_ray(address)
     progress = _Progress(cls.progress_keys)
-    signals = (signal.SIGINT, signal.SIGTERM)
     status = FAILED
     try:
         quieten(settings.verbosity)
         write_record(Run(directory, experiment, RUNNING, tune=True))
-        with Interruption(signals, on_first=request_end, on_second=quit_now) as interruption, progress:
+        with asking_to_end(lambda: progress.has_results) as interruption, progress:
             trials = run_trials(
                 cls,
                 plan,
@@ -143,6 +141,7 @@ class _Progress:
 
         console = Console()
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+        self.has_results = False
         self._ready = 0.0
         self._shown: dict[str, Any] = {}
         self._progress = progress
@@ -158,6 +157,7 @@ class _Progress:
 
     def update(self, trials: Sequence[Any]) -> None:
         """Shows the trials, at most every second."""
+        self.has_results = self.has_results or any(trial.result for trial in trials)
         if time.monotonic() >= self._ready:
             self.show(trials)
 

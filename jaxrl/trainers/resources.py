@@ -6,7 +6,9 @@ import contextlib
 import dataclasses
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,6 +16,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from jaxrl import registry
@@ -39,7 +42,7 @@ def ensure_ray(address: str | None = None) -> bool:
         return False
     address = address or os.environ.get("RAY_ADDRESS")
     check_reachable(address)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _own_signals():
         # Ray's processes are forked and replaced by their own program at once, so that no thread of JAX's is missed.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         # Ray would say at length that actors of this run see its warnings; errors still come through.
@@ -52,6 +55,22 @@ def ensure_ray(address: str | None = None) -> bool:
         )
     ray_worker.print_to_stdstream = _into_the_log
     return True
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps a handler of SIGTERM: Ray would put its own in its place as it starts, in Python and below."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    rays = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        ray_utils.set_sigterm_handler = rays
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _into_the_log(data: Mapping[str, Any], *_: Any, **__: Any) -> None:

@@ -23,7 +23,7 @@ def results_below_the_tests_directory(tmp_path, monkeypatch):
 @pytest.fixture
 def jaxrl():
     """Runs `jaxrl ...` in this process; it must not start Ray."""
-    from jaxrl.cli.main import app
+    from jaxrl.cli.app import app
 
     def run(*words: object, code: int = 0) -> Result:
         result = CliRunner().invoke(app, [str(word) for word in words])
