@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from jaxrl.cli import signals
 
@@ -15,8 +16,11 @@ def main() -> None:
 
     # As `python -m jaxrl` does: modules of the user's (`--env my_envs:Env`) lie where the command is run.
     sys.path.append(os.getcwd())
+    code: Any = 0
     try:
         app(prog_name="jaxrl")
-    finally:
-        if "ray" in sys.modules:  # some of its processes take a while to notice that they are alone
-            signals.end_processes_below()
+    except SystemExit as end:
+        code = end.code
+    if "ray" in sys.modules:  # some of its processes take a while to notice that they are alone
+        signals.end_processes_below()
+    signals.end_process(code if isinstance(code, int) else 0 if code is None else 1)

@@ -7,11 +7,13 @@ which it begins to start.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -85,6 +87,16 @@ def quit_now(number: int, why: str = "") -> None:
             os.write(1, b"\x1b[?25h")  # a table that is redrawn has hidden the cursor
     end_processes_below()
     os._exit(128 + number)
+
+
+def end_process(code: int) -> None:
+    """Does what the interpreter does at its end, which would stop to handle signals on the way."""
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue] # waits for threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def end_processes_below(within_s: float = 5.0) -> None:

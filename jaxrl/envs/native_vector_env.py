@@ -89,7 +89,7 @@ class NativeVectorEnv(VectorEnv):
             raise EnvError(
                 f"{self.place.env_id}: expected to step all environments, got {int(np.sum(active))} of "
                 f"{self.num_envs}: a "
-                "native vector env cannot leave some out; use stepping='sync'"
+                "native vector env cannot leave some out; use env_stepping='sync'"
             )
         where = f"{self.place.env_id} (worker {self.place.worker_index})"
         try:
@@ -145,7 +145,7 @@ class NativeVectorEnv(VectorEnv):
             raise EnvError(
                 f"{self.place.describe(b)}: a native vector env of {self._mode.value} autoreset cannot end one "
                 "episode at the "
-                "horizon; set its own time limit (max_episode_steps), or use stepping='sync'"
+                "horizon; set its own time limit (max_episode_steps), or use env_stepping='sync'"
             )
         return final
 

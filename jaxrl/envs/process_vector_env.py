@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import os
+import signal
 import socket
 import subprocess
 import sys
 import weakref
+from collections.abc import Collection
 from multiprocessing.connection import Connection
 from types import CodeType
 from typing import Any
@@ -21,8 +24,9 @@ from jaxrl.envs.creation import EnvCreator
 from jaxrl.envs.env_context import EnvContext
 from jaxrl.envs.restarting import logger
 from jaxrl.envs.resume import warn_fresh
-from jaxrl.envs.rows import copy_rows, empty_rows, leaves
-from jaxrl.envs.vector_env import Ended, VectorEnv
+from jaxrl.envs.reviving import Revival
+from jaxrl.envs.rows import copy_rows, empty_rows, leaves, take_row
+from jaxrl.envs.vector_env import RESET_FAILED, STEP_FAILED, Ended, VectorEnv
 from jaxrl.types import ConfigError, EnvError, UnsupportedSpaceError
 
 _ERRORS = {"ConfigError": ConfigError, "UnsupportedSpaceError": UnsupportedSpaceError}
@@ -43,7 +47,8 @@ class ProcessVectorEnv(VectorEnv):
         context: context of the worker.
         num_processes: how many processes; default one per environment, at most one per CPU core.
         checks: see `ListVectorEnv`.
-        restart: an environment that fails is created anew in its process; what happened is logged in this one.
+        restart: an environment that fails is created anew in its process, and all of a process that dies in another
+            one; what happened is logged in this one.
 
     Raises:
         EnvError: an environment could not be created; carries the traceback of its process.
@@ -72,15 +77,19 @@ class ProcessVectorEnv(VectorEnv):
         edges = [num_envs * i // count for i in range(count + 1)]
         self._shares = [slice(low, high) for low, high in itertools.pairwise(edges)]
         self._restarts = [0] * count
+        self._revival = Revival(count, num_envs) if restart else None
         started = [_start() for _ in self._shares]
         self._processes = [process for process, _ in started]
         self._connections = [connection for _, connection in started]
         self._finalizer = weakref.finalize(self, _stop, self._processes, self._connections)
         try:
-            for connection, share in zip(self._connections, self._shares, strict=True):
-                arguments = (creator, context, share.start, share.stop - share.start, checks, restart)
-                connection.send_bytes(_by_value(("start", arguments)))
-            spaces = self._receive("creation")
+            self._creations = [
+                _by_value(("start", (creator, context, share.start, share.stop - share.start, checks, restart)))
+                for share in self._shares
+            ]
+            for connection, creation in zip(self._connections, self._creations, strict=True):
+                connection.send_bytes(creation)
+            spaces = [self._unwrap(reply) for reply in self._receive("creation")]
         except BaseException:
             self.close()
             raise
@@ -90,9 +99,12 @@ class ProcessVectorEnv(VectorEnv):
     def reset(self, seeds: list[int] | None = None) -> Any:
         """See `VectorEnv.reset`."""
         rows = empty_rows(self.observation_space, self.num_envs)
-        numbers = [None] * self.num_envs if seeds is None else [int(seed) for seed in seeds]
+        numbers: list[int | None] = [None] * self.num_envs if seeds is None else [int(seed) for seed in seeds]
+        if self._revival is not None and seeds is not None:
+            self._revival.seeds = numbers
         replies = self._call("reset", [(None if seeds is None else numbers[share],) for share in self._shares])
-        for share, (obs, infos) in zip(self._shares, replies, strict=True):
+        for i, share in enumerate(self._shares):
+            obs, infos = self._unwrap(replies[i]) if not self._is_to_revive(replies[i]) else self._revive(i, "reset")
             self._put(rows, share, obs)
             self.reset_infos[share] = infos
         self._rows = rows
@@ -111,8 +123,10 @@ class ProcessVectorEnv(VectorEnv):
         columns = [np.asarray(leaf) for leaf in leaves(self.action_space, actions)]
         requests = [([leaf[s] for leaf in columns], None if active is None else active[s]) for s in self._shares]
         ended: Ended = []
-        for share, reply in zip(self._shares, self._call("step", requests), strict=True):
-            obs, rewards_out[share], terminateds_out[share], truncateds_out[share], over, infos, resets = reply
+        for i, reply in enumerate(self._call("step", requests)):
+            share = self._shares[i]
+            values = self._failed_step(i, active) if self._is_to_revive(reply) else self._unwrap(reply)
+            obs, rewards_out[share], terminateds_out[share], truncateds_out[share], over, infos, resets = values
             self._put(obs_out, share, obs)
             self.infos[share] = infos or [{} for _ in range(share.start, share.stop)]
             for b, final in over:
@@ -124,7 +138,13 @@ class ProcessVectorEnv(VectorEnv):
     def truncate(self, b: int, obs_out: Any) -> Any:
         """See `VectorEnv.truncate`."""
         i, local = self._locate(b)
-        final, first, self.reset_infos[b] = self._call_one(i, "truncate", (local,))
+        reply = self._call_one(i, "truncate", (local,))
+        if self._is_to_revive(reply):
+            final = take_row(self.observation_space, self._rows, b)
+            columns, infos = self._revive(i, "truncate", told=False)
+            first, self.reset_infos[b] = [column[local] for column in columns], infos[local]
+        else:
+            final, first, self.reset_infos[b] = self._unwrap(reply)
         for rows in (obs_out, self._rows):
             for column, leaf in zip(leaves(self.observation_space, rows), first, strict=True):
                 column[b] = leaf
@@ -139,11 +159,15 @@ class ProcessVectorEnv(VectorEnv):
     def end_fragment(self) -> None:
         """See `VectorEnv.end_fragment`."""
         self._rows = self.observations()
-        self._call("end_fragment", [()] * len(self._shares))
+        for i, reply in enumerate(self._call("end_fragment", [()] * len(self._shares))):
+            if self._is_to_revive(reply):
+                self._revive(i, "end_fragment", told=False)
+            else:
+                self._unwrap(reply)
 
     def get_state(self) -> dict[str, Any]:
         """See `VectorEnv.get_state`; the same form as `ListVectorEnv`'s, so that either restores the other's."""
-        states = self._call("get_state", [()] * len(self._shares))
+        states = [self._unwrap(reply) for reply in self._call("get_state", [()] * len(self._shares))]
         self._rows = self.observations()
         return {"kind": "list", "envs": [entry for state in states for entry in state["envs"]]}
 
@@ -153,7 +177,7 @@ class ProcessVectorEnv(VectorEnv):
         replies = self._call("restore", [({"kind": "list", "envs": entries[share]},) for share in self._shares])
         rows = empty_rows(self.observation_space, self.num_envs)
         reasons: dict[int, str] = {}
-        for share, (why, obs) in zip(self._shares, replies, strict=True):
+        for share, (why, obs) in zip(self._shares, map(self._unwrap, replies), strict=True):
             self._put(rows, share, obs)
             reasons |= {share.start + b: reason for b, reason in why.items()}
         self._rows = rows
@@ -163,7 +187,7 @@ class ProcessVectorEnv(VectorEnv):
     def render(self, b: int = 0) -> Any:
         """See `VectorEnv.render`."""
         i, local = self._locate(b)
-        return self._call_one(i, "render", (local,))
+        return self._unwrap(self._call_one(i, "render", (local,)))
 
     def close(self) -> None:
         """See `VectorEnv.close`."""
@@ -178,24 +202,27 @@ class ProcessVectorEnv(VectorEnv):
         return i, b - self._shares[i].start
 
     def _call(self, method: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
-        for i, (connection, given) in enumerate(zip(self._connections, arguments, strict=True)):
-            self._send(i, connection, method, given)
-        return self._receive(method)
+        """The replies of all processes; of one that died since its last step, that it has."""
+        waiting = set() if self._revival is None else set(self._revival.untold)
+        for i, given in enumerate(arguments):
+            if method != "step" or i not in waiting:
+                self._send(i, method, given)
+        return self._receive(method, waiting if method == "step" else set())
 
     def _call_one(self, i: int, method: str, arguments: tuple[Any, ...]) -> Any:
-        self._send(i, self._connections[i], method, arguments)
-        return self._unwrap(self._receive_one(i, method))
+        self._send(i, method, arguments)
+        return self._receive_one(i, method)
 
-    def _send(self, i: int, connection: Connection, method: str, arguments: tuple[Any, ...]) -> None:
-        try:
-            connection.send((method, arguments))
-        except (OSError, ValueError) as error:
-            raise self._dead(i, method) from error
+    def _send(self, i: int, method: str, arguments: tuple[Any, ...]) -> None:
+        # To a process that died it cannot be sent; its reply tells.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._connections[i].send((method, arguments))
 
-    def _receive(self, method: str) -> list[Any]:
+    def _receive(self, method: str, dead: Collection[int] = ()) -> list[Any]:
         # Every reply is taken before an error is raised, else the next call would read a stale one.
-        replies = [self._receive_one(i, method) for i in range(len(self._shares))]
-        return [self._unwrap(reply) for reply in replies]
+        return [
+            (False, ("dead", "", "")) if i in dead else self._receive_one(i, method) for i in range(len(self._shares))
+        ]
 
     def _receive_one(self, i: int, method: str) -> tuple[bool, Any]:
         try:
@@ -206,8 +233,60 @@ class ProcessVectorEnv(VectorEnv):
             reports, self._restarts[i] = news
             for report in reports:
                 logger.warning(report)
-            self.num_restarts = sum(self._restarts)
+            self._count_restarts()
+        if good and method == "step" and self._revival is not None:
+            self._revival.in_a_row[i] = 0
         return good, value
+
+    def _count_restarts(self) -> None:
+        self.num_restarts = sum(self._restarts) + (0 if self._revival is None else self._revival.count)
+
+    def _is_to_revive(self, reply: tuple[bool, Any]) -> bool:
+        return self._revival is not None and not reply[0] and reply[1][0] == "dead"
+
+    def _revive(self, i: int, method: str, *, told: bool = True) -> tuple[list[np.ndarray], list[Any]]:
+        """Starts another process for a share; returns the first observations' leaves and the infos there.
+
+        Args:
+            i: number of the share.
+            method: in which its process died.
+            told: the caller tells of the ends of episodes; else the next step does.
+        """
+        assert self._revival is not None
+        share = self._shares[i]
+        while True:
+            error = self._dead(i, method)
+            self._revival.note_death(i, share, self._restarts[i], error)
+            self._restarts[i] = 0
+            logger.warning("%s; its environments are created anew", error)
+            self._connections[i].close()
+            self._processes[i], self._connections[i] = _start()
+            self._connections[i].send_bytes(self._creations[i])
+            self._unwrap(self._receive_one(i, "creation"))
+            self._count_restarts()
+            method = "reset"
+            reply = self._call_one(i, method, (self._revival.next_seeds(i, share),))
+            if self._is_to_revive(reply):
+                continue
+            obs, infos = self._unwrap(reply)
+            fresh = obs, [{**info, RESET_FAILED: True} for info in infos]
+            if not told:
+                self._revival.untold[i] = fresh
+            return fresh
+
+    def _failed_step(self, i: int, active: np.ndarray | None) -> tuple[Any, ...]:
+        """What a step gives where the process died: episodes are cut, and begin anew in another process."""
+        assert self._revival is not None
+        share = self._shares[i]
+        columns, infos = self._revival.untold.pop(i, None) or self._revive(i, "step")
+        count = share.stop - share.start
+        stepped = np.ones(count, np.bool_) if active is None else np.asarray(active[share], np.bool_)
+        over = [
+            (int(b), take_row(self.observation_space, self._rows, share.start + int(b))) for b in stepped.nonzero()[0]
+        ]
+        told = [{STEP_FAILED: True} if one else {} for one in stepped]
+        resets = {b: {key: value for key, value in infos[b].items() if key != RESET_FAILED} for b, _ in over}
+        return columns, np.zeros(count), np.zeros(count, np.bool_), stepped, over, told, resets
 
     def _unwrap(self, reply: tuple[bool, Any]) -> Any:
         good, value = reply
@@ -225,10 +304,10 @@ class ProcessVectorEnv(VectorEnv):
             code = process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             code = None
+        how = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         return EnvError(
             f"{self.place.describe(share.start)}: {method}: the process of envs {share.start} to {share.stop - 1} is "
-            f"gone (exit code {code}); its own output, if any, is on stderr. Use env_stepping='sync' to see the error "
-            "in place"
+            f"gone ({how}); what it wrote, if anything, is on stderr. env_stepping='sync' shows an error in place"
         )
 
 

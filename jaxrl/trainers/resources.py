@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import logging
 import os
@@ -42,7 +43,7 @@ def ensure_ray(address: str | None = None) -> bool:
         return False
     address = address or os.environ.get("RAY_ADDRESS")
     check_reachable(address)
-    with warnings.catch_warnings(), _own_signals():
+    with warnings.catch_warnings(), _own_sigterm():
         # Ray's processes are forked and replaced by their own program at once, so that no thread of JAX's is missed.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         # Ray would say at length that actors of this run see its warnings; errors still come through.
@@ -58,19 +59,29 @@ def ensure_ray(address: str | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keeps a handler of SIGTERM: Ray would put its own in its place as it starts, in Python and below."""
-    handler = signal.getsignal(signal.SIGTERM)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+def _own_sigterm() -> Iterator[None]:
+    """Keeps a handler of SIGTERM: Ray puts its own in its place as it starts, and none as it ends."""
+    if not callable(signal.getsignal(signal.SIGTERM)):
         yield
         return
+    libc, ours, started = ctypes.CDLL(None), ctypes.create_string_buffer(1024), threading.Event()
+    libc.sigaction(signal.SIGTERM, None, ours)
+
+    def insist() -> None:
+        while not started.wait(0.002):
+            libc.sigaction(signal.SIGTERM, ours, None)
+
     rays = ray_utils.set_sigterm_handler
     ray_utils.set_sigterm_handler = lambda handler: None
+    thread = threading.Thread(target=insist, daemon=True)
+    thread.start()
     try:
         yield
     finally:
+        started.set()
+        thread.join()
+        libc.sigaction(signal.SIGTERM, ours, None)
         ray_utils.set_sigterm_handler = rays
-        signal.signal(signal.SIGTERM, handler)
 
 
 def _into_the_log(data: Mapping[str, Any], *_: Any, **__: Any) -> None:
@@ -99,7 +110,8 @@ def check_reachable(address: str | None) -> None:
 
 def shutdown_ray() -> None:
     """Ends the Ray that `ensure_ray` started."""
-    ray.shutdown()
+    with _own_sigterm():
+        ray.shutdown()
 
 
 def worker_count(config: Any) -> int:

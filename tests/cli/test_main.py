@@ -22,10 +22,10 @@ COMMAND = [sys.executable, "-m", "jaxrl"]
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["rollout", "--help"], ["--version"]])
 def test_help_loads_nothing_heavy(words):
     code = (
-        f"import sys; sys.argv = ['jaxrl', *{words!r}]\n"
+        f"import atexit, sys; sys.argv = ['jaxrl', *{words!r}]\n"
+        f"atexit.register(lambda: print('loaded', [name for name in {HEAVY!r} if name in sys.modules]))\n"
         "from jaxrl.cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        f"print('loaded', [name for name in {HEAVY!r} if name in sys.modules])"
+        "main()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.splitlines()[-1] == "loaded []"

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from jaxrl import trees
-from jaxrl.envs import RESET_FAILED, STEP_FAILED, EnvContext, ResumeWarning, make_vector_env
+from jaxrl.envs import RESET_FAILED, STEP_FAILED, EnvContext, ProcessVectorEnv, ResumeWarning, make_vector_env
 from jaxrl.envs.restarting import MAX_IN_A_ROW
 from jaxrl.envs.rows import empty_rows
 from jaxrl.types import ConfigError, EnvError
@@ -339,4 +341,87 @@ def test_what_cannot_be_created_anew_is_refused():
         make_vector_env([gym.make("CartPole-v1")], 1, restart=True)
     vector = make_vector_env("CartPole-v1", 32, restart=True)  # a native vector env without it
     assert vector.envs is not None
+    vector.close()
+
+
+class Crashes(gym.Env):
+    """Counts its steps; kills its process where `config["kill"]` has (method, seed of the episode, step)."""
+
+    observation_space = spaces.Box(-1, 2**33, (2,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, config):
+        self.kills = config.get("kill", ())
+        self.seed = -1
+
+    def _crash(self, method):
+        if any(one in ((method, self.seed, self.t), (method, None, self.t)) for one in map(tuple, self.kills)):
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = self.seed if seed is None else seed
+        self.t = 0
+        self._crash("reset")
+        return np.array([self.t, self.seed % 1000], np.float64), {}
+
+    def step(self, action):
+        self.t += 1
+        self._crash("step")
+        return np.array([self.t, self.seed % 1000], np.float64), 1.0, False, False, {}
+
+
+def crashing(kill, num_processes=2):
+    vector = make_vector_env(
+        Crashes, 3, EnvContext({"kill": kill}), stepping="async", num_processes=num_processes, restart=True
+    )
+    vector.reset([7, 8, 9])
+    return vector
+
+
+def anew(seed, deaths):
+    return int(np.random.SeedSequence([seed, deaths, 0]).generate_state(1)[0]) % 1000
+
+
+def test_a_process_that_segfaults_is_replaced_as_an_environment_that_raises_is(caplog):
+    vector = crashing([("step", 8, 3)])  # of envs 1 and 2
+    told = drive(vector, 5)
+    assert [obs[0].tolist() for obs, *_ in told] == [[t, 7] for t in range(1, 6)]
+    obs, rewards, terminateds, truncateds, ended, infos, _ = told[2]
+    assert rewards.tolist() == [1, 0, 0] and truncateds.tolist() == [False, True, True] and not terminateds.any()
+    assert {b: final.tolist() for b, final in ended.items()} == {1: [2, 8], 2: [2, 9]}
+    assert obs[1:].tolist() == [[0, anew(8, 1)], [0, anew(9, 1)]]
+    assert [STEP_FAILED in info for info in infos] == [False, True, True]
+    assert told[4][0][1:].tolist() == [[2, anew(8, 1)], [2, anew(9, 1)]] and not told[4][4]
+    assert vector.num_restarts == 2
+    (record,) = caplog.records
+    assert "the process of envs 1 to 2 is gone (killed by SIGSEGV)" in record.getMessage()
+    vector.close()
+
+
+@pytest.mark.parametrize("method", ["truncate", "end_fragment", "reset"])
+def test_a_process_that_was_killed_between_steps_is_replaced(method, caplog):
+    vector = crashing([])
+    assert isinstance(vector, ProcessVectorEnv)
+    drive(vector, 2)
+    vector._processes[1].kill()
+    vector._processes[1].wait()
+    rows = vector.observations()
+    if method == "truncate":
+        assert vector.truncate(2, rows).tolist() == [2, 9]
+        assert rows[2].tolist() == [0, anew(9, 1)]
+    elif method == "end_fragment":
+        vector.end_fragment()
+    else:
+        assert vector.reset([4, 5, 6]).tolist() == [[0, 4], [0, anew(5, 1)], [0, anew(6, 1)]]
+    (first, *_, infos, _), (second, *_) = drive(vector, 2)
+    assert [STEP_FAILED in info for info in infos] == [False, *[method != "reset"] * 2]
+    assert (second[1:, 0] == (1 if method != "reset" else 2)).all() and (first[1:, 1] == second[1:, 1]).all()
+    assert vector.num_restarts == 2
+    vector.close()
+
+
+def test_a_process_that_dies_time_and_again_is_an_error():
+    vector = crashing([("step", None, 1)], num_processes=1)
+    with pytest.raises(EnvError, match=rf"died {MAX_IN_A_ROW} times without a step between that went well"):
+        drive(vector, MAX_IN_A_ROW)
     vector.close()

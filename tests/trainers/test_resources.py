@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import pathlib
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -244,3 +246,19 @@ def test_what_the_cluster_lacks_is_told_before_anything_starts(options, told):
     with pytest.raises(ConfigError, match=told):
         PPOTrainer.default_resource_request({**TINY, **options})
     assert time.monotonic() - start < 10
+
+
+def test_a_handler_of_sigterm_outlives_ray():
+    code = (
+        "import signal\n"
+        "from jaxrl.trainers import resources\n"
+        "told = []\n"
+        "signal.signal(signal.SIGTERM, lambda *_: told.append(None))\n"
+        "resources.ensure_ray()\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+        "resources.shutdown_ray()\n"
+        "signal.raise_signal(signal.SIGTERM)\n"
+        "print(len(told))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("2\n", "", 0)
