@@ -1,6 +1,6 @@
 # Every target sets up .venv by itself: nothing but Python >= 3.11 and make has to be there.
 PYTHON ?= python3
-JOBS ?= 2
+JOBS ?= 3
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ QUICK := tests/test_*.py $(addprefix tests/,data losses replay policies/test_bui
 PEERS := .venv-peers
 
 .DEFAULT_GOAL := help
-.PHONY: help venv constraints train test test-quick test-latest test-learning lint format typecheck notebooks check bench bench-peers clean
+.PHONY: help venv constraints train test test-slow test-quick test-latest test-learning lint format typecheck notebooks check bench bench-peers clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -41,15 +41,18 @@ train: $(STAMP) ## train PPO on CartPole-v1 until it is solved, with a checkpoin
 	$(BIN)/jaxrl train -f tuned_examples/ppo/cartpole-ppo.yaml --checkpoint-at-end --storage-path $(RESULTS)
 	$(BIN)/jaxrl plot $(RESULTS) --out $(RESULTS)/cartpole-ppo.png
 
-test: $(STAMP) ## run the tests (learning runs excepted)
-	$(BIN)/python -m pytest -q -m "not learning" -n $(JOBS) --dist loadfile --durations 20
+test: $(STAMP) ## run the tests, except those that take long
+	$(BIN)/python -m pytest -q -m "not learning and not slow" -n $(JOBS) --dist loadfile --durations 20
+
+test-slow: $(STAMP) ## run those that take long: what dies, hangs and comes back, Tune, the README's blocks
+	$(BIN)/python -m pytest -q -m slow -n $(JOBS) --dist loadfile --durations 20
 
 test-quick: $(STAMP) ## run those that take a moment: the parts, and one trainer
 	$(BIN)/python -m pytest -q -m "not learning and not ray and not slow" -n $(JOBS) --dist loadfile --durations 20 $(QUICK)
 
 test-latest: ## run the tests with the newest of everything that pyproject.toml allows, and as JAX compiles by default
 	rm -rf .venv-latest
-	XLA_FLAGS= $(MAKE) test VENV=.venv-latest CONSTRAINTS=
+	XLA_FLAGS= $(MAKE) test test-slow VENV=.venv-latest CONSTRAINTS=
 
 test-learning: $(STAMP) ## run the learning runs too: each algorithm to its threshold
 	XLA_FLAGS= $(BIN)/python -m pytest -q -m learning --timeout 3600
@@ -68,7 +71,7 @@ typecheck: $(STAMP) ## check types
 notebooks: $(STAMP) ## run every notebook from top to bottom
 	$(BIN)/python -m pytest -q --nbmake --nbmake-timeout 1200 --timeout 1500 -n $(JOBS) notebooks
 
-check: lint typecheck test notebooks ## all of it
+check: lint typecheck test test-slow notebooks ## all of it
 
 bench: $(STAMP) ## measure speed (see benchmarks/README.md)
 	$(BIN)/python benchmarks/run.py

@@ -189,6 +189,7 @@ def test_ddpgs_targets_may_follow_every_step():
 # ---------------------------------------------------------------- checkpoints
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_run_goes_on_from_a_checkpoint(stored, tmp_path):
     with dqn(store_buffer_in_checkpoints=stored) as first:
@@ -239,6 +240,7 @@ def lost_and_back(result):
     return result["info"].get("num_replay_shard_restarts") == 1 and min(rows_held(result)) >= 50
 
 
+@pytest.mark.slow
 def test_killed_and_hung_shards_are_rebuilt_and_the_run_goes_on():
     with dqn(sample_timeout_s=20.0) as trainer:
         trainer.train()
@@ -258,6 +260,7 @@ def test_killed_and_hung_shards_are_rebuilt_and_the_run_goes_on():
         train_until(trainer, lambda result: result["info"].get("num_replay_shard_restarts") == 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "hung"])
 def test_without_recovery_a_lost_shard_ends_the_run(fault):
     with dqn(sample_timeout_s=20.0, recreate_failed_workers=False) as trainer:
@@ -267,6 +270,7 @@ def test_without_recovery_a_lost_shard_ends_the_run(fault):
             train_until(trainer, lambda result: False, 100.0)
 
 
+@pytest.mark.slow
 def test_a_lost_shard_is_left_out_if_asked():
     with dqn(recreate_failed_workers=False, ignore_worker_failures=True) as trainer:
         trainer.train()
@@ -277,6 +281,7 @@ def test_a_lost_shard_is_left_out_if_asked():
             train_until(trainer, lambda result: False, 100.0)
 
 
+@pytest.mark.slow
 def test_shards_that_keep_dying_end_the_run_by_the_budget():
     with dqn(max_worker_restarts=1, num_replay_buffer_shards=1) as trainer:
         trainer.train()
@@ -303,6 +308,7 @@ class LargeEnv(gym.Env):
         return np.full(2048, self.count / 10, np.float32), 1.0, self.count == 10, False, {}
 
 
+@pytest.mark.slow
 def test_fragments_on_their_way_from_a_worker_that_died_are_lost_alone():
     with dqn(env=LargeEnv) as trainer:
         stored: list[Any] = []

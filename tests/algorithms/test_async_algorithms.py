@@ -343,6 +343,7 @@ class TestWorkerGradients:
 
 @pytest.mark.ray
 class TestOnRayWorkers:
+    @pytest.mark.slow
     def test_impala_and_appo_learn_in_a_thread(self):
         for name in ("IMPALA", "APPO-vtrace"):
             with make(name, num_workers=2, num_cpus_per_worker=0.5, minibatch_buffer_size=2) as trainer:
@@ -355,6 +356,7 @@ class TestOnRayWorkers:
                 assert np.isfinite(info["learner"]["default_policy"]["mean_rho"])
                 assert trainer.policies["default_policy"].learn_one_pass._cache_size() <= 2
 
+    @pytest.mark.slow
     def test_a3c_sends_weights_to_the_worker_whose_gradients_they_are(self):
         import ray
 

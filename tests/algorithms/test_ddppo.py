@@ -106,6 +106,7 @@ def _leaves(tree):
     return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]
 
 
+@pytest.mark.slow
 def test_following_at_results_alone_gives_the_same_run():
     with make() as closely, make(keep_local_weights_in_sync=False, timesteps_per_iteration=200) as loosely:
         closely.train()
@@ -115,6 +116,7 @@ def test_following_at_results_alone_gives_the_same_run():
         assert len(set(digests(loosely))) == 1
 
 
+@pytest.mark.slow
 def test_killed_workers_come_back_and_all_go_on_from_the_last_round():
     with make() as trainer:
         trainer.train()
@@ -137,6 +139,7 @@ def test_killed_workers_come_back_and_all_go_on_from_the_last_round():
         assert_in_step(trainer)
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_replaced():
     with make(sample_timeout_s=25.0) as trainer:
         trainer.train()
@@ -149,6 +152,7 @@ def test_a_worker_that_hangs_is_replaced():
         assert_in_step(trainer)
 
 
+@pytest.mark.slow
 def test_without_recovery_a_killed_worker_ends_the_run():
     with make(recreate_failed_workers=False) as trainer:
         trainer.train()
@@ -157,6 +161,7 @@ def test_without_recovery_a_killed_worker_ends_the_run():
             trainer.train()
 
 
+@pytest.mark.slow
 def test_a_worker_can_be_left_out():
     with make(recreate_failed_workers=False, ignore_worker_failures=True) as trainer:
         trainer.train()

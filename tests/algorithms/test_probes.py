@@ -116,10 +116,19 @@ RECIPES: dict[str, tuple[Any, dict[str, Any], int]] = {
 }
 
 
+# They share their losses and plans with others.
+VARIANTS = ("A3C", "APPO-vtrace", "C51", "DDPG", "IQN", "R2D2", "Rainbow")
+
+
 def cases() -> list[Any]:
     """Each algorithm with each kind of action that it supports."""
     return [
-        pytest.param(name, continuous, id=f"{name}-{'continuous' if continuous else 'discrete'}")
+        pytest.param(
+            name,
+            continuous,
+            id=f"{name}-{'continuous' if continuous else 'discrete'}",
+            marks=[pytest.mark.slow] * (name in VARIANTS),
+        )
         for name, (trainer_class, _, _) in RECIPES.items()
         for continuous in (False, True)
         if getattr(sys.modules[trainer_class.__module__].SUPPORT, "continuous" if continuous else "discrete")

@@ -504,6 +504,7 @@ def test_training_keeps_no_frames():
     assert grown < frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("game", "actions", "worst"), [(PONG, 6, -21), (BREAKOUT, 4, 0)])
 def test_ppo_runs_with_the_nature_network(game, actions, worst):
     config = {**CONFIG, "env": game, "train_batch_size": 64, "model": {"vf_share_layers": True}}

@@ -384,6 +384,7 @@ def test_shapes_that_change_in_step_are_named(tmp_path):
         PPOTrainer(config={**PPO, "env": env._replace(step=step)})
 
 
+@pytest.mark.slow
 def test_several_devices_share_the_environments():
     script = """
         import jax, numpy as np, tempfile

@@ -125,6 +125,7 @@ def test_too_many_devices(policy):
         Learner(policy, jax.random.key(0), num_devices=count + 1)
 
 
+@pytest.mark.slow
 def test_several_devices_equal_one():
     """In a process of its own: the number of CPU devices is fixed at JAX's start."""
     script = """

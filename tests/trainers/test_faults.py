@@ -159,6 +159,7 @@ def test_killed_workers_come_back_and_no_step_is_lost_or_counted_twice(surviving
         assert sampled == trained == 40 * trainer.iteration
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["step", "reset", "exit"])
 def test_a_fault_on_the_way_is_survived(surviving, fault):
     _, trainer, orders = surviving
@@ -169,6 +170,7 @@ def test_a_fault_on_the_way_is_survived(surviving, fault):
     assert not (orders / fault).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_worker_that_hangs_is_replaced(kind, tmp_path):
     once = {"fault": "hang", "at": 65, "once": str(tmp_path / "struck")}
@@ -178,6 +180,7 @@ def test_a_worker_that_hangs_is_replaced(kind, tmp_path):
     assert (tmp_path / "struck").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_recovery_a_killed_worker_ends_the_run(kind):
     with make(kind, recreate_failed_workers=False) as trainer:
@@ -187,6 +190,7 @@ def test_without_recovery_a_killed_worker_ends_the_run(kind):
             train_until(trainer, lambda result: False, 60.0)
 
 
+@pytest.mark.slow
 def test_a_failed_worker_is_left_out_if_asked():
     with make("async", recreate_failed_workers=False, ignore_worker_failures=True) as trainer:
         trainer.train()
@@ -198,6 +202,7 @@ def test_a_failed_worker_is_left_out_if_asked():
             train_until(trainer, lambda result: False, 60.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["step", "exit", "hang"])
 def test_without_recovery_the_same_fault_ends_the_run(fault, tmp_path):
     once = {"fault": fault, "at": 65, "once": str(tmp_path / "struck")}
@@ -233,6 +238,7 @@ def test_what_is_wrong_from_the_first_step_on_is_told_at_once():
     assert time.monotonic() - start < 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_storm_of_failures_ends_by_the_budget(kind):
     with (
@@ -245,6 +251,7 @@ def test_a_storm_of_failures_ends_by_the_budget(kind):
     assert trainer.workers.num_restarts == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_come_back_is_given_up(tmp_path):
     """What the environment needs is gone: the worker dies, and so does each one that is to take its place."""
     with make("sync", {"fault": "constructor", "gone": str(tmp_path / "gone")}) as trainer:
@@ -260,6 +267,7 @@ def aggregators(trainer):
     return [member.shard for member in gathers[0].members]
 
 
+@pytest.mark.slow
 def test_aggregators_join_what_workers_sample_and_are_replaced():
     with make("tree") as trainer:
         first = trainer.train()

@@ -211,6 +211,7 @@ def test_a_member_whose_numbers_are_not_finite_is_named(tmp_path):
         trainer.fit(5, seeds=2, coeffs={"lr": [1e-3, 1e30]}, verbose=False)
 
 
+@pytest.mark.slow
 def test_members_are_shared_out_among_devices():
     script = """
         import jax, numpy as np, tempfile
