@@ -117,7 +117,7 @@ RECIPES: dict[str, tuple[Any, dict[str, Any], int]] = {
 
 
 # They share their losses and plans with others.
-VARIANTS = ("A3C", "APPO-vtrace", "C51", "DDPG", "IQN", "R2D2", "Rainbow")
+VARIANTS = ("A3C", "APPO", "APPO-vtrace", "C51", "DDPG", "IQN", "R2D2", "Rainbow")
 
 
 def cases() -> list[Any]:

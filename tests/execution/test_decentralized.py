@@ -432,6 +432,7 @@ def lost(run):
     return run.reports()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("probe", list(TASKS))
 def test_probe_is_solved(start, probe):
     run = start(

@@ -12,6 +12,7 @@ from jaxrl.types import ConfigError
 
 pytestmark = [
     pytest.mark.ray,
+    pytest.mark.slow,
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore::RuntimeWarning:subprocess"),
 ]

@@ -106,6 +106,7 @@ def test_a_run_goes_on_bit_for_bit_after_a_checkpoint(algorithm: str, options: d
     assert [r["timesteps_total"] for r in got] == [r["timesteps_total"] for r in want]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 def test_workers_on_actors_stay() -> None:

@@ -132,7 +132,9 @@ def train_until(trainer, done, seconds=120.0):
     return results
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module", params=["sync", *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "sync")]
+)
 def surviving(request, tmp_path_factory):
     """A trainer of each kind that goes on through the faults of several tests, and the directory of its orders."""
     orders = tmp_path_factory.mktemp("orders")
@@ -159,7 +161,6 @@ def test_killed_workers_come_back_and_no_step_is_lost_or_counted_twice(surviving
         assert sampled == trained == 40 * trainer.iteration
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["step", "reset", "exit"])
 def test_a_fault_on_the_way_is_survived(surviving, fault):
     _, trainer, orders = surviving
@@ -216,6 +217,7 @@ def test_without_recovery_the_same_fault_ends_the_run(fault, tmp_path):
         train_until(trainer, lambda result: False, 60.0)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_while_it_starts_is_started_anew(tmp_path):
     fault = {"fault": "killed while it starts", "once": str(tmp_path / "once")}
     with make("sync", fault) as trainer:
@@ -226,6 +228,7 @@ def test_a_worker_killed_while_it_starts_is_started_anew(tmp_path):
         make("sync", fault, recreate_failed_workers=False)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_from_the_first_step_on_is_told_at_once():
     start = time.monotonic()
     with (

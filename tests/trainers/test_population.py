@@ -45,7 +45,11 @@ DQN = {
 
 @pytest.mark.parametrize(
     ("cls", "config"),
-    [(PPOTrainer, PPO), (DQNTrainer, DQN), (DQNTrainer, {**DQN, "seed": 4, "training_intensity": 2.5})],
+    [
+        (PPOTrainer, PPO),
+        (DQNTrainer, DQN),
+        pytest.param(DQNTrainer, {**DQN, "seed": 4, "training_intensity": 2.5}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_member_is_the_single_run_of_its_seed(tmp_path, cls, config):
     with cls(config=config, results_dir=tmp_path / "all") as trainer:
