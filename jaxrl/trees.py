@@ -1,4 +1,4 @@
-"""Pytrees: stacking, paths and sizes, and their way to files and back without pickle.
+"""Pytrees: stacking, paths and sizes, and their way to JSON and arrays and back without pickle.
 
 A checkpoint is JSON for structure and safetensors for arrays. `encode`/`decode` carry nested Python values whose
 structure the reader does not know (buffers, environment states); `flatten_with_paths`/`restore_like` carry those whose
@@ -7,21 +7,15 @@ structure comes from code (a TrainState), and check it.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from jaxrl.storage.arrays import storable
 from jaxrl.types import CheckpointError, PyTree
 
 # ---------------------------------------------------------------- leaves
@@ -113,7 +107,7 @@ def restore_like(template: PyTree, flat: Mapping[str, Any], where: str) -> PyTre
 
     Args:
         template: pytree of arrays, PRNG keys, `jax.ShapeDtypeStruct`s or Python numbers, built by code.
-        flat: stored arrays by path, as `flatten_with_paths` and `read_arrays` give them.
+        flat: stored arrays by path, as `flatten_with_paths` gives them.
         where: names the checkpoint or file in errors.
 
     Returns:
@@ -226,7 +220,7 @@ def _encode(value: Any, path: tuple[str, ...], arrays: dict[str, Any]) -> Any:
     if codec is not None and codec.type is type(value):
         return {"$type": codec.type.__name__, "value": _encode(codec.to_tree(value), path, arrays)}
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        if not is_key(value) and not _storable(value.dtype):
+        if not is_key(value) and not storable(value.dtype):
             raise TypeError(f"encode: {_where(path)} is an array of {value.dtype}, which a checkpoint cannot hold")
         name = "/".join(_escape(part) for part in path) or "value"
         while name in arrays:
@@ -301,90 +295,3 @@ def _decode(node: Any, arrays: Mapping[str, Any]) -> Any:
     raise CheckpointError(
         f"checkpoint structure has an unknown or damaged node {mark!r}; was it written by a newer jaxrl?"
     )
-
-
-# ---------------------------------------------------------------- safetensors
-
-_NATIVE = frozenset(np.dtype(d) for d in ("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"))
-# What safetensors' NumPy interface cannot write goes as unsigned integers of the same size, its dtype noted beside.
-_VIEWED = {"bfloat16": "u2", "float8_e4m3fn": "u1", "float8_e5m2": "u1"}
-
-
-def _storable(dtype: Any) -> bool:
-    return np.dtype(dtype).newbyteorder("=") in _NATIVE or str(dtype) in _VIEWED
-
-
-def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-    """Writes arrays by name to one safetensors file, whole or not at all.
-
-    Args:
-        path: the file; replaced if it exists.
-        arrays: NumPy or JAX arrays of any layout, bfloat16 and typed PRNG keys included, and Python numbers.
-
-    Raises:
-        TypeError: an array of another dtype (object, string), by name.
-    """
-    path = Path(path)
-    tensors: dict[str, np.ndarray] = {}
-    notes: dict[str, dict[str, str]] = {}
-    checks: dict[str, int] = {}
-    for name, value in arrays.items():
-        if is_key(value):
-            notes[name] = {"key_impl": str(jax.random.key_impl(value))}
-            value = jax.random.key_data(value)
-        # safetensors writes the memory of a non-contiguous array as it lies; ascontiguousarray would make 0-d into 1-d.
-        array = np.asarray(value, order="C")
-        if not _storable(array.dtype):
-            raise TypeError(f"{path}: array {name!r} has dtype {array.dtype}, expected numbers or bools")
-        if str(array.dtype) in _VIEWED:
-            notes[name] = {"dtype": str(array.dtype)}
-            array = array.view(_VIEWED[str(array.dtype)])
-        array = np.asarray(array, array.dtype.newbyteorder("="))
-        tensors[name] = array
-        checks[name] = zlib.crc32(array.reshape(-1).view(np.uint8).data) if array.size else 0
-    metadata = {"format_version": "1", "notes": json.dumps(notes), "crc32": json.dumps(checks)}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        safetensors.numpy.save_file(tensors, temporary, metadata=metadata)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_arrays(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what `write_arrays` wrote: NumPy arrays, and typed PRNG keys where keys were stored.
-
-    Raises:
-        CheckpointError: the file is missing, cut, altered (checksums) or of another format; names the file.
-    """
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-        notes = json.loads(metadata.get("notes", "{}"))
-        checks = json.loads(metadata.get("crc32", "{}"))
-        if metadata.get("format_version", "1") != "1":
-            raise CheckpointError(f"{path}: array format {metadata['format_version']}, expected 1; upgrade jaxrl")
-        for name, expected in checks.items():
-            array = tensors[name]
-            if array.size and zlib.crc32(np.asarray(array, order="C").reshape(-1).view(np.uint8).data) != expected:
-                raise CheckpointError(
-                    f"{path}: array {name!r} is damaged (checksum differs); restore an older checkpoint"
-                )
-        for name, note in notes.items():
-            if "key_impl" in note:
-                tensors[name] = jax.random.wrap_key_data(jnp.asarray(tensors[name]), impl=note["key_impl"])
-            elif note["dtype"] in _VIEWED:
-                tensors[name] = tensors[name].view(jnp.dtype(note["dtype"]))
-            else:
-                raise ValueError(f"unknown dtype {note['dtype']!r} of {name!r}")
-    except CheckpointError:
-        raise
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; is the directory a whole checkpoint?") from error
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a readable array file ({error}); restore an older checkpoint") from error
-    return tensors

@@ -55,8 +55,21 @@ COLUMNS: Mapping[str, str] = {
 }
 
 
+def printable(text: str) -> str:
+    r"""`text` with what a terminal would obey, or could not show, as escapes; line ends and tabs stay.
+
+    Example:
+        >>> print(printable("e\x1b[2J"))
+        e\x1b[2J
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 class JaxrlError(Exception):
-    """Base of the errors that jaxrl raises on purpose."""
+    """Base of the errors that jaxrl raises on purpose; a message may quote names from a file: it is `printable`."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*(printable(part) if isinstance(part, str) else part for part in parts))
 
 
 class ConfigError(JaxrlError, ValueError):

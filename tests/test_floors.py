@@ -25,6 +25,7 @@ FLOORS = {
     "callbacks": 1,
     "schedules": 1,
     "trees": 1,
+    "storage": 1,
     "metrics": 1,
     "execution.iterators": 1,
     "envs": 2,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrl import storage
 from jaxrl.data import MultiAgentBatch
 from jaxrl.execution.replay_memory import ReplayMemory
 from jaxrl.replay import ReplayBuffer
@@ -111,17 +111,19 @@ class ReplayActor:
         for pid, (indexes, priorities, added) in updates.items():
             self._memory.update_rows(pid, indexes, priorities, added)
 
-    def save(self, directory: str) -> None:
-        """Writes the contents into a directory, which is made."""
-        self._memory.save(pathlib.Path(directory))
+    def save(self, directory: str, prefix: str) -> dict[str, str]:
+        """Writes the contents below `prefix` in a directory; the digests of the files, by name."""
+        writer = storage.Writer(directory)
+        self._memory.save(writer, prefix)
+        return writer.digests
 
-    def load(self, directory: str) -> dict[PolicyID, int]:
+    def load(self, files: storage.Files) -> dict[PolicyID, int]:
         """Reads what `save` wrote, and keeps it apart until `restore`; rows by policy.
 
         Raises:
             CheckpointError: see `ReplayMemory.load`.
         """
-        self._loaded = self._memory.load(pathlib.Path(directory))
+        self._loaded = self._memory.load(files)
         return {pid: self._memory.buffers[pid].size(state) for pid, state in self._loaded.items()}
 
     def restore(self) -> ShardStats:

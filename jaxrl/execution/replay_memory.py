@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import functools
-import pathlib
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote, unquote
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxrl import trees
+from jaxrl import storage, trees
 from jaxrl.data import MultiAgentBatch, SampleBatch
-from jaxrl.replay import JaxReplayState, ReplayBuffer, jax_twin, load, save
+from jaxrl.replay import JaxReplayState, ReplayBuffer, jax_twin, saving
+from jaxrl.replay.checking import check_device_state
 from jaxrl.types import CheckpointError, ConfigError, PolicyID
 
 # Of the directories that hold the contents: a policy's id may be any text, and is no path.
 _PREFIX = "policy-"
 _DEVICE_FILE = "device.safetensors"
+_LONGEST = 150
+
+
+def folder_name(policy_id: PolicyID) -> str:
+    """The directory of a policy's contents; a long id is cut, and told from others by a digest."""
+    quoted = quote(policy_id, safe="")
+    if len(quoted) > _LONGEST:
+        quoted = f"{quoted[:60]}+{hashlib.sha256(policy_id.encode()).hexdigest()[:32]}"  # `quote` leaves no plus
+    return _PREFIX + quoted
 
 
 class ReplayMemory:
@@ -149,36 +157,38 @@ class ReplayMemory:
             for pid, state in self.states.items()
         }
 
-    def save(self, directory: pathlib.Path) -> None:
-        """Writes the contents, a directory for each policy; nothing where checkpoints should not hold them."""
+    def save(self, writer: storage.Writer, prefix: str) -> None:
+        """Writes the contents below `prefix`, some files for each policy; nothing where checkpoints don't hold them."""
         if self.store_in_checkpoints:
-            directory.mkdir(exist_ok=True)
             if self.on_device is not None:
-                trees.write_arrays(directory / _DEVICE_FILE, trees.flatten_with_paths(self.on_device))
+                writer.arrays(f"{prefix}{_DEVICE_FILE}", trees.flatten_with_paths(self.on_device))
             for pid, state in self.states.items():
-                save(state, directory / f"{_PREFIX}{quote(pid, safe='')}")
+                saving.write(writer, f"{prefix}{folder_name(pid)}/", state)
 
-    def load(self, directory: pathlib.Path) -> dict[PolicyID, Any]:
+    def load(self, files: storage.Files) -> dict[PolicyID, Any]:
         """What `save` wrote, for `restore`; empty where it wrote nothing, or another engine did.
 
         Raises:
             CheckpointError: of other policies, or a buffer of other options or shapes.
         """
-        file = directory / _DEVICE_FILE
         if self.device_shapes is not None:
-            if not file.is_file():
+            if _DEVICE_FILE not in files:
                 return {}
-            flat = trees.read_arrays(file)
-            empty = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), self.device_shapes)
-            return {self.policies[0]: jax.tree.map(jnp.asarray, trees.restore_like(empty, flat, f"{file}"))}
-        if file.is_file():
+            state = trees.restore_like(self.device_shapes, files.arrays(_DEVICE_FILE), f"{files}/{_DEVICE_FILE}")
+            check_device_state(state, self.compiled.spec, f"{files}/{_DEVICE_FILE}")
+            return {self.policies[0]: state}
+        if _DEVICE_FILE in files:
             return {}
-        paths = sorted(directory.iterdir()) if directory.is_dir() else []
-        found = {unquote(path.name.removeprefix(_PREFIX)): path for path in paths}
-        unknown = sorted(set(found) - set(self.policies))
+        mine = {folder_name(pid): pid for pid in self.policies}
+        found = sorted({name.partition("/")[0] for name in files.names})
+        unknown = [unquote(name.removeprefix(_PREFIX)) for name in found if name not in mine]
         if unknown:
-            raise CheckpointError(f"{directory}: replay contents of policies {unknown}; there are {self.policies}.")
-        return {pid: load(self.buffers[pid], path) for pid, path in found.items()}
+            raise CheckpointError(f"{files}: replay contents of policies {unknown}; there are {self.policies}.")
+        contents = {mine[name]: saving.read(files.below(name), self.buffers[mine[name]]) for name in found}
+        for pid, state in contents.items():
+            if pid in self.states:
+                saving.check_like(f"{files}: policy {pid!r}", state, self.states[pid])
+        return contents
 
     def restore(self, contents: dict[PolicyID, Any]) -> None:
         """Takes what `load` gave in the place of all contents."""

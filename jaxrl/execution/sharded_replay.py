@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
+import shutil
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from jaxrl import storage
 from jaxrl.execution.replay_actor import Drawn, RowUpdates, ShardStats
 from jaxrl.execution.waiting import Wait
 from jaxrl.replay import ReplayBuffer
@@ -280,26 +281,31 @@ class ShardedReplay:
 
     # ---- checkpoints
 
-    def save(self, directory: pathlib.Path) -> None:
-        """Writes the contents, a directory for each shard; nothing where checkpoints should not hold them."""
-        if self.config.store_buffer_in_checkpoints:
-            directory.mkdir(exist_ok=True)
-            self._on_all("save", directory)
+    def save(self, writer: storage.Writer, prefix: str) -> None:
+        """Writes the contents below `prefix`, a directory for each shard; nothing where checkpoints don't hold them."""
+        if not self.config.store_buffer_in_checkpoints:
+            return
+        root = writer.directory.absolute()
+        answers = self._on_all("save", lambda place: (str(root), f"{prefix}{_folder(place)}/"))
+        for place, digests in answers:
+            if digests is None:  # what a lost shard has written of it is half
+                shutil.rmtree(root / prefix / _folder(place), ignore_errors=True)
+            else:
+                writer.digests |= digests
 
-    def load(self, directory: pathlib.Path) -> None:
+    def load(self, files: storage.Files) -> None:
         """Has every shard read what `save` wrote, to be put in place by `restore`; nothing, where it wrote nothing.
 
         Raises:
             CheckpointError: of other policies or another number of shards, or a buffer of other options or shapes.
         """
-        found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-        expected = sorted(f"shard-{place.index}" for place in self._places)
-        if not set(found) <= set(expected):
+        found = sorted({name.partition("/")[0] for name in files.names})
+        if not set(found) <= {_folder(place) for place in self._places}:
             raise CheckpointError(
-                f"{directory}: holds {found}, and this run has {len(expected)} replay shards; restore with "
+                f"{files}: holds {found}, and this run has {len(self._places)} replay shards; restore with "
                 f"num_replay_buffer_shards={len(found)} and store_buffer_in_checkpoints as it was."
             )
-        self._on_all("load", directory)
+        self._on_all("load", lambda place: (files.below(_folder(place)),))
 
     def restore(self) -> None:
         """Puts what `load` has read in the place of the contents; forgets batches drawn before."""
@@ -309,24 +315,25 @@ class ShardedReplay:
             place.life += 1
         self._on_all("restore")
 
-    def _on_all(self, method: str, directory: pathlib.Path | None = None) -> None:
+    def _on_all(self, method: str, arguments: Callable[[_Place], tuple[Any, ...]] = lambda _: ()) -> list[Any]:
+        """Calls a method of every shard; (place, answer) of each, None where the shard was lost."""
         import ray
         from ray.exceptions import RayTaskError
 
-        calls = []
-        for place in self._places:
-            path = () if directory is None else (str(directory.absolute() / f"shard-{place.index}"),)
-            calls.append((place, getattr(place.actor, method).remote(*path)))
+        calls = [(place, getattr(place.actor, method).remote(*arguments(place))) for place in self._places]
+        answers = []
         for place, ref in calls:
+            answer = None
             try:
                 answer = ray.get(ref, timeout=self.config.sample_timeout_s)
             except RayTaskError as error:
                 raise _told(place.index, error) from error
             except Exception as error:
                 self._replace(place, error)
-                continue
             if isinstance(answer, ShardStats):
                 place.stats = answer
+            answers.append((place, answer))
+        return answers
 
     def stop(self) -> None:
         """Ends the actors."""
@@ -335,6 +342,10 @@ class ShardedReplay:
         for place in self._places:
             ray.kill(place.actor)
         self._places = []
+
+
+def _folder(place: _Place) -> str:
+    return f"shard-{place.index}"
 
 
 def _told(index: int, error: Any) -> JaxrlError:

@@ -2,51 +2,33 @@
 
 | file | holds |
 | --- | --- |
-| `replay.json` | format version, what the buffer was made with, counters, the structure of its columns, checksums |
-| `rows-*.safetensors` | the arrays, rows that are there only; `replay.json` names it |
+| `replay.json` | what the buffer was made with, counters, the structure of its columns |
+| `rows.safetensors` | the arrays, rows that are there only |
 
-`replay.json` is replaced in one step once the arrays are on disk: a reader finds a whole buffer, the old or the new.
+`save` makes a directory of its own of them, with a manifest; a checkpoint holds them below `replay/`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
-import struct
-import tempfile
-import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
-from jaxrl import trees
+from jaxrl import storage, trees
 from jaxrl.data import SampleBatch
 from jaxrl.replay import sum_tree
+from jaxrl.replay.checking import check_state
 from jaxrl.replay.replay_buffer import ReplayBuffer
 from jaxrl.replay.sequence_replay import SequenceSpec, SequenceState
 from jaxrl.replay.storage import ReplayState
+from jaxrl.storage.files import refusing
 from jaxrl.types import CheckpointError
 
-FORMAT_VERSION = 1
-_FILE = "replay.json"
-_CHUNK = 4 * 2**20
-_DTYPES: Mapping[str, np.dtype] = {
-    "BOOL": np.dtype(bool),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "UI" for size in (1, 2, 4, 8)},
-    "F16": np.dtype("f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F32": np.dtype("f4"),
-    "F64": np.dtype("f8"),
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+FORMAT_VERSION = 2
+_FILE, _ARRAYS = "replay.json", "rows.safetensors"
 # Fields of a state that hold one entry per row: what is beyond the rows that are there is not written.
 _ROW_FIELDS = {
     "transitions": ("columns", "obs", "link", "back", "rewards_n", "last_n", "sampleable"),
@@ -55,7 +37,7 @@ _ROW_FIELDS = {
 
 
 def save(state: ReplayState | SequenceState, directory: str | os.PathLike[str]) -> str:
-    """Writes a buffer's state into a directory, whole or not at all; no second copy of it is made in memory.
+    """Writes a buffer's state as a directory, whole or not at all; no second copy of it is made in memory.
 
     Args:
         state: the state of a `uniform_replay`, `prioritized_replay` or `sequence_replay`.
@@ -64,29 +46,12 @@ def save(state: ReplayState | SequenceState, directory: str | os.PathLike[str]) 
     Returns:
         The directory.
     """
-    target = Path(directory).expanduser().absolute()
-    target.mkdir(parents=True, exist_ok=True)
-    structure, arrays = trees.encode(_to_tree(state))
-    handle, name = tempfile.mkstemp(dir=target, prefix="rows-", suffix=".safetensors")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            checks = _write(file, arrays)
-        content = {
-            "format_version": FORMAT_VERSION,
-            "kind": _kind(state),
-            "spec": state.spec._asdict(),
-            "arrays": Path(name).name,
-            "crc32": checks,
-            "state": structure,
-        }
-        _write_json(target, {**content, "checksum": _checksum(content)})
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    for left in target.glob("rows-*.safetensors"):  # older ones, and those of a process that was killed
-        if left.name != Path(name).name:
-            left.unlink(missing_ok=True)
-    return str(target)
+
+    def fill(writer: storage.Writer) -> dict[str, Any]:
+        write(writer, "", state)
+        return {"format_version": FORMAT_VERSION, "holds": "replay buffer"}
+
+    return storage.write(directory, fill)
 
 
 def load(
@@ -107,26 +72,53 @@ def load(
         CheckpointError: missing, damaged, of a newer format, or of a buffer or columns other than these; says what was
             expected and what found.
     """
-    target = Path(directory).expanduser().absolute()
-    content = _read_json(target)
+    files = storage.opened(directory)
+    if files.about.get("holds") != "replay buffer" or files.about.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(f"{files}: holds no replay buffer of format {FORMAT_VERSION}; save it anew.")
+    state = read(files, buffer)
+    if fragment_like is not None:
+        check_like(f"{files}", state, buffer.init(fragment_like))
+    return state
+
+
+def write(writer: storage.Writer, prefix: str, state: ReplayState | SequenceState) -> None:
+    """Writes the files of a state, their names below `prefix` (`""` or ending with `/`)."""
+    structure, arrays = trees.encode(_to_tree(state))
+    writer.arrays(f"{prefix}{_ARRAYS}", arrays)
+    writer.json(f"{prefix}{_FILE}", {"kind": _kind(state), "spec": state.spec._asdict(), "state": structure})
+
+
+def read(files: storage.Files, buffer: ReplayBuffer) -> ReplayState | SequenceState:
+    """Reads what `write` wrote, and checks that it is a state that the buffer can have.
+
+    Raises:
+        CheckpointError: as of `load`.
+    """
+    content = files.json(_FILE)
     kind = "sequences" if isinstance(buffer.spec, SequenceSpec) else "transitions"
     expected = {"kind": kind, **_comparable(buffer.spec._asdict())}
-    found = {"kind": content["kind"], **_comparable(content["spec"])}
-    if found != expected:
-        differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
-        described = ", ".join(
-            f"{name}: expected {expected.get(name)!r}, found {found.get(name)!r}" for name in differing
-        )
-        raise CheckpointError(f"{target}: holds another replay buffer ({described}); restore with the options it had")
-    try:
-        arrays = _read(target / content["arrays"], content["crc32"], _ROW_FIELDS[kind], buffer.spec.capacity)
+    with refusing(f"{files}", "is no replay buffer"):
+        found = {"kind": content["kind"], **_comparable(content["spec"])}
+        if found != expected:
+            differing = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+            described = ", ".join(
+                f"{name}: expected {expected.get(name)!r}, found {found.get(name)!r}" for name in differing
+            )
+            raise CheckpointError(
+                f"{files}: holds another replay buffer ({described}); restore with the options it had"
+            )
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            """Arrays with one entry per row get all the rows that the buffer will have."""
+            if name.split("/")[0] not in _ROW_FIELDS[kind]:
+                return np.zeros(shape, dtype)
+            if shape[0] > buffer.spec.capacity:
+                raise CheckpointError(f"{files}: array {name!r} has {shape[0]} rows, expected {buffer.spec.capacity}")
+            return np.zeros((buffer.spec.capacity, *shape[1:]), dtype)
+
+        arrays = files.arrays(content.get("arrays", _ARRAYS), allocate)
         state = _from_tree(buffer.spec, trees.decode(content["state"], arrays))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{target}: damaged ({type(error).__name__}: {error}); restore an older one") from error
-    if fragment_like is not None:
-        _check_like(target, state, buffer.init(fragment_like))
+        check_state(state, f"{files}")
     return state
 
 
@@ -136,10 +128,6 @@ def _kind(state: ReplayState | SequenceState) -> str:
 
 def _comparable(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in spec.items() if name != "debug"}
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- states as trees
@@ -190,7 +178,8 @@ def _from_tree(spec: Any, fields: dict[str, Any]) -> ReplayState | SequenceState
     return ReplayState(spec=spec, tree=None if weights is None else tree(spec.capacity), **fields)
 
 
-def _check_like(target: Path, state: Any, like: Any) -> None:
+def check_like(where: str, state: Any, like: Any) -> None:
+    """Raises CheckpointError unless the columns of `state` are those of `like`, a state of the same buffer."""
     names = ("columns", "bounds", "finals") if isinstance(state, SequenceState) else ("columns", "obs")
     expected = trees.flatten_with_paths({name: getattr(like, name) for name in names})
     found = trees.flatten_with_paths({name: getattr(state, name) for name in names})
@@ -203,118 +192,4 @@ def _check_like(target: Path, state: Any, like: Any) -> None:
         if kinds[0] != kinds[1]:
             problems.append(f"{path}: expected rows of {kinds[0]}, found {kinds[1]}")
     if problems:
-        raise CheckpointError(
-            f"{target}: holds other columns ({'; '.join(problems[:5])}); restore with its environment"
-        )
-
-
-# ---------------------------------------------------------------- files
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data
-
-
-def _write(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Writes a safetensors file a piece at a time; returns a checksum of each array."""
-    header, offset = {}, 0
-    for name, array in arrays.items():
-        size = array.nbytes
-        header[name] = {
-            "dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, offset + size],
-        }  # fmt: skip
-        offset += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    file.write(struct.pack("<Q", len(text)) + text)
-    checks = {}
-    for name, array in arrays.items():
-        check, data = 0, _bytes(np.asarray(array, order="C")) if array.size else b""
-        for start in range(0, len(data), _CHUNK):
-            piece = data[start : start + _CHUNK]
-            check = zlib.crc32(piece, check)
-            file.write(piece)
-        checks[name] = check
-    file.flush()
-    os.fsync(file.fileno())
-    return checks
-
-
-def _read(path: Path, checks: Mapping[str, int], row_fields: tuple[str, ...], capacity: int) -> dict[str, np.ndarray]:
-    """Reads the arrays into new ones, those with one entry per row into ones of `capacity` rows."""
-    arrays = {}
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > os.fstat(file.fileno()).st_size:
-                raise CheckpointError(f"{path}: damaged (its header does not fit); restore an older one")
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            if set(header) != set(checks):
-                raise CheckpointError(f"{path}: does not hold the arrays that {_FILE} lists; restore an older one")
-            for name, entry in header.items():
-                dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-                begin, end = entry["data_offsets"]
-                if end - begin != math.prod(shape) * dtype.itemsize:
-                    raise CheckpointError(f"{path}: array {name!r} is not of its shape; restore an older one")
-                if name.split("/")[0] in row_fields:
-                    if shape[0] > capacity:
-                        raise CheckpointError(f"{path}: array {name!r} has {shape[0]} rows, expected up to {capacity}")
-                    array = np.zeros((capacity, *shape[1:]), dtype)
-                else:
-                    array = np.zeros(shape, dtype)
-                file.seek(8 + length + begin)
-                data, check = _bytes(array)[: end - begin] if end > begin else memoryview(b""), 0
-                for start in range(0, len(data), _CHUNK):
-                    piece = data[start : start + _CHUNK]
-                    if file.readinto(piece) != len(piece):
-                        raise CheckpointError(f"{path}: array {name!r} is cut short; restore an older one")
-                    check = zlib.crc32(piece, check)
-                if check != checks[name]:
-                    raise CheckpointError(f"{path}: array {name!r} is damaged (checksum differs); restore an older one")
-                arrays[name] = array
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; the directory is not a whole replay buffer") from error
-    except (OSError, struct.error, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path}: not a readable array file ({error}); restore an older one") from error
-    return arrays
-
-
-def _write_json(target: Path, content: Mapping[str, Any]) -> None:
-    handle, name = tempfile.mkstemp(dir=target, prefix=f".{_FILE}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, target / _FILE)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    directory = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def _read_json(target: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((target / _FILE).read_text(encoding="utf-8"))
-        version = content["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointError(f"{target}: replay format {version}, expected {FORMAT_VERSION}; upgrade jaxrl")
-        if content.pop("checksum") != _checksum(content):
-            raise CheckpointError(f"{target}: {_FILE} is damaged (checksum differs); restore an older one")
-        if not isinstance(content["arrays"], str) or Path(content["arrays"]).name != content["arrays"]:
-            raise CheckpointError(f"{target}: {_FILE} names an array file outside its directory")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{target}: holds no replay buffer ({_FILE} is missing)") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{target}: {_FILE} is not readable ({error}); restore an older one") from error
-    return content
+        raise CheckpointError(f"{where}: holds other columns ({'; '.join(problems[:5])}); restore with its environment")

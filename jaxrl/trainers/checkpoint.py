@@ -14,26 +14,23 @@ plan's operator states, and where every worker stands.
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import importlib.metadata
-import json
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxrl import config as config_lib
-from jaxrl import trees
+from jaxrl import storage, trees
 from jaxrl.envs import env_name
+from jaxrl.storage.files import refusing
 from jaxrl.trainers import restoring
 from jaxrl.types import CheckpointError, JaxrlError, Params
 
-FORMAT_VERSION = 1
+# 1: as 2, each array file with checksums of its own, replay arrays under names of their own.
+FORMAT_VERSION = 2
 # What `keep_best` writes; `keep_checkpoints_num` does not count it.
 BEST = "checkpoint_best"
 _FILES = ("metadata.json", "config.json", "state.json", "arrays.safetensors")
@@ -50,65 +47,38 @@ def save(trainer: Any, directory: str | os.PathLike[str]) -> str:
         The path.
     """
     target = pathlib.Path(directory).expanduser().absolute()
-    if target.exists() and not (target / "metadata.json").is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target}: exists and is no checkpoint; choose another path.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob(f".{target.name}-*"):  # of a process that was killed while it saved
-        shutil.rmtree(left, ignore_errors=True)
-    scratch = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        write(trainer, scratch)
-        scratch.chmod(0o755)
-        if target.exists():
-            _exchange(scratch, target)
-        else:
-            os.rename(scratch, target)
-        _sync(target.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    path = storage.write(target, _fill(trainer))
     keep = trainer.options.keep_checkpoints_num
     if keep is not None and target.name != BEST:
         _drop_old(target, keep)
-    return str(target)
-
-
-def _exchange(scratch: pathlib.Path, target: pathlib.Path) -> None:
-    """Swaps two directories: in one step where the system can (Linux), else in two."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
-    if renameat2 is not None and renameat2(here, os.fsencode(scratch), here, os.fsencode(target), exchange) == 0:
-        return
-    aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    os.rename(target, aside)
-    os.rename(scratch, target)
-    shutil.rmtree(aside)
+    return path
 
 
 def _drop_old(newest: pathlib.Path, keep: int) -> None:
     siblings = sorted(p for p in newest.parent.glob("checkpoint_*") if (p / "metadata.json").is_file() and p != newest)
     siblings = [p for p in siblings if p.name != BEST]
     for old in siblings[: max(0, len(siblings) - (keep - 1))]:
-        # Under another name first: half a checkpoint is never found under a checkpoint's name.
-        aside = pathlib.Path(tempfile.mkdtemp(prefix=f".{old.name}-", dir=old.parent))
-        os.rename(old, aside)
-        shutil.rmtree(aside)
+        storage.drop(old)
 
 
 def write(trainer: Any, directory: pathlib.Path) -> None:
-    """Writes a checkpoint's files into an existing directory, each synced to disk, `metadata.json` last."""
-    with trainer.context.paused():
-        structure, arrays = trees.encode(_state(trainer))
-    trees.write_arrays(directory / "arrays.safetensors", arrays)
-    _write_json(directory / "state.json", structure)
-    _write_json(directory / "config.json", config_lib.to_json(trainer.asked))
-    for memory in (trainer.context.memory, trainer.context.shards):
-        if memory is not None:
-            memory.save(directory / "replay")
-    written = sorted(path for path in directory.rglob("*") if path.is_file() and path.name != "metadata.json")
-    digests = {path.relative_to(directory).as_posix(): _digest(path) for path in written}
-    metadata = {**_metadata(trainer), "sha256": digests}
-    _write_json(directory / "metadata.json", {**metadata, "checksum": _checksum(metadata)})
-    _sync(directory)
+    """Writes a checkpoint's files into an existing directory (Tune's), each synced to disk, `metadata.json` last."""
+    storage.write_into(directory, _fill(trainer))
+
+
+def _fill(trainer: Any) -> Callable[[storage.Writer], dict[str, Any]]:
+    def fill(writer: storage.Writer) -> dict[str, Any]:
+        with trainer.context.paused():
+            structure, arrays = trees.encode(_state(trainer))
+        writer.arrays("arrays.safetensors", arrays)
+        writer.json("state.json", structure)
+        writer.json("config.json", config_lib.to_json(trainer.asked))
+        for memory in (trainer.context.memory, trainer.context.shards):
+            if memory is not None:
+                memory.save(writer, "replay/")
+        return _metadata(trainer)
+
+    return fill
 
 
 def _metadata(trainer: Any) -> dict[str, Any]:
@@ -144,57 +114,81 @@ def _state(trainer: Any) -> dict[str, Any]:
     }
 
 
-def _checksum(metadata: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+class Saved(NamedTuple):
+    """What a checkpoint holds but for the replay memory, read once and checked.
+
+    Attributes:
+        files: its files.
+        metadata, config: their JSON data.
+        state: as `_state` gave it.
+    """
+
+    files: storage.Files
+    metadata: Mapping[str, Any]
+    config: Mapping[str, Any]
+    state: Mapping[str, Any]
+
+    def options(self, overrides: Mapping[str, Any], trust_imports: bool) -> dict[str, Any]:
+        """The config, merged with `overrides`; see `config.fill_holes`."""
+        return config_lib.fill_holes(self.config, overrides, trust_imports, where=f"{self.files}: config.json")
 
 
-def load(trainer: Any, directory: pathlib.Path) -> None:
+def read(directory: str | os.PathLike[str], algorithm: str | None) -> Saved:
+    """Reads a checkpoint of an algorithm; see `read_metadata`."""
+    files = _opened(directory, algorithm)
+    config = files.json("config.json")
+    state = trees.decode(files.json("state.json"), files.arrays("arrays.safetensors"))
+    if not isinstance(config, dict) or not isinstance(state, dict):
+        raise CheckpointError(f"{files}: config.json or state.json is damaged: it holds no object.")
+    return Saved(files, files.about, config, state)
+
+
+def load(trainer: Any, saved: Saved) -> None:
     """Puts a checkpoint's state into a trainer; a checkpoint that is refused changes nothing.
 
     Raises:
-        CheckpointError: damaged, of another algorithm, newer format or other shapes.
+        CheckpointError: damaged, or of other policies, spaces or shapes.
     """
-    metadata = read_metadata(directory, trainer.name)
-    for pid, saved in metadata["policies"].items():
+    where = f"{saved.files}"
+    for pid, about in saved.metadata["policies"].items():
         recipe = trainer.recipes.get(pid)
         if recipe is None:
-            raise CheckpointError(f"{directory}: has policy {pid!r}, this trainer has {sorted(trainer.recipes)}.")
+            raise CheckpointError(f"{where}: has policy {pid!r}, this trainer has {sorted(trainer.recipes)}.")
         for space in ("obs_space", "action_space"):
-            if str(getattr(recipe, space)) != saved[space]:
+            if str(getattr(recipe, space)) != about[space]:
                 raise CheckpointError(
-                    f"{directory}: policy {pid!r} was trained in env {metadata['env']!r} with {space} {saved[space]}; "
-                    "this trainer's "
-                    f"env {trainer.options.env!r} has {getattr(recipe, space)}. Use the environment that it was "
-                    "trained in."
+                    f"{where}: policy {pid!r} was trained in env {saved.metadata['env']!r} with {space} "
+                    f"{about[space]}; this trainer's env {trainer.options.env!r} has {getattr(recipe, space)}. Use the "
+                    "environment that it was trained in."
                 )
-    state = trees.decode(_read_json(directory / "state.json"), trees.read_arrays(directory / "arrays.safetensors"))
-    memory = trainer.context.memory
-    replayed = {} if memory is None else memory.load(directory / "replay")
-    shards = trainer.context.shards
+    replay = saved.files.below("replay")
+    memory, shards = trainer.context.memory, trainer.context.shards
+    replayed = {} if memory is None else memory.load(replay)
     if shards is not None:
-        shards.load(directory / "replay")
+        shards.load(replay)
+    elif memory is None:
+        replay.verify()  # of an engine that keeps none
     with trainer.context.paused():
-        _replace(trainer, state, directory)
+        _replace(trainer, saved)
     if memory is not None:
         memory.restore(replayed)
     if shards is not None:
         shards.restore()
 
 
-def _replace(trainer: Any, state: Mapping[str, Any], directory: pathlib.Path) -> None:
+def _replace(trainer: Any, saved: Saved) -> None:
     before = _state(trainer)
     try:
         # Where options have changed, a plan may have other nodes: what they make anew begins anew.
-        changed = _read_json(directory / "config.json") != config_lib.to_json(trainer.asked)
-        _apply(trainer, state, f"{directory}", changed=changed)
+        changed = saved.config != config_lib.to_json(trainer.asked)
+        _apply(trainer, saved.state, f"{saved.files}", changed=changed)
     except Exception as error:  # whatever goes wrong here, the trainer stays what it was
         _apply(trainer, before, "the trainer's own state")
         if isinstance(error, JaxrlError):
             raise
         raise CheckpointError(
-            f"{directory}: its state does not fit this trainer ({type(error).__name__}: {error}); was it written by "
-            "other code, or "
-            "with another config? Nothing was changed."
+            f"{saved.files}: its state does not fit this trainer ({type(error).__name__}: {error}); was it written by "
+            "other code, or with another config? Nothing was changed."
         ) from error
     if trainer.context.learner_thread is not None:
         trainer.context.learner_thread.forget()  # batches that wait were sampled by other weights
@@ -232,8 +226,8 @@ def _engine(trainer: Any) -> str:
     return "workers" if trainer.compiled is None else "compiled"
 
 
-def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict[str, Any]:
-    """A checkpoint's metadata, after checking that its files are whole.
+def read_metadata(directory: str | os.PathLike[str], algorithm: str | None = None) -> dict[str, Any]:
+    """A checkpoint's metadata, after checking that all of its files are whole.
 
     Args:
         directory: the checkpoint.
@@ -242,46 +236,60 @@ def read_metadata(directory: pathlib.Path, algorithm: str | None = None) -> dict
     Raises:
         CheckpointError: it is none, is damaged, has a newer format or belongs to another algorithm.
     """
-    directory = pathlib.Path(directory).expanduser()
-    if not directory.is_dir():
-        what = "is a file" if directory.exists() else "does not exist"
-        raise CheckpointError(f"{directory}: {what}; a jaxrl checkpoint is a directory with {', '.join(_FILES)}.")
-    missing = [name for name in _FILES if not (directory / name).is_file() or (directory / name).is_symlink()]
+    files = _opened(directory, algorithm)
+    files.verify()
+    return dict(files.about)
+
+
+def _opened(directory: str | os.PathLike[str], algorithm: str | None) -> storage.Files:
+    path = pathlib.Path(directory).expanduser()
+    with refusing(f"{path}", "is no jaxrl checkpoint"):
+        if not path.is_dir():
+            what = "is a file" if os.path.lexists(path) else "does not exist"
+            raise CheckpointError(f"{path}: {what}; a jaxrl checkpoint is a directory with {', '.join(_FILES)}.")
+        there = os.listdir(path)
+    missing = [name for name in _FILES if name not in there]
     if missing:
-        pickles = sorted(
-            p.name for p in directory.iterdir() if p.suffix in (".pkl", ".pickle") or p.name.startswith("checkpoint-")
+        pickles = sorted(name for name in there if name.endswith((".pkl", ".pickle")) or name.startswith("checkpoint-"))
+        hint = f" It holds {pickles}, which look like another library's pickles: jaxrl never reads those."
+        raise CheckpointError(
+            f"{path}: lacks {', '.join(missing)}, so it is no jaxrl checkpoint.{hint if pickles else ''}"
         )
-        hint = (
-            f" It holds {pickles}, which look like another library's pickles: jaxrl never reads those."
-            if pickles
-            else ""
-        )
-        raise CheckpointError(f"{directory}: lacks {', '.join(missing)}, so it is no jaxrl checkpoint.{hint}")
-    metadata = _read_json(directory / "metadata.json")
-    version = metadata.get("format_version") if isinstance(metadata, dict) else None
-    if not isinstance(version, int):
-        raise CheckpointError(f"{directory}: metadata.json has no format_version; it is damaged.")
+    files = storage.opened(path)
+    metadata, version = files.about, files.about.get("format_version")
+    if type(version) is not int or version < 1:
+        raise CheckpointError(f"{path}: metadata.json has no format_version; it is damaged.")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{directory}: has format {version}, written by jaxrl {metadata.get('jaxrl_version')}; this jaxrl "
+            f"{path}: has format {version}, written by jaxrl {metadata.get('jaxrl_version')}; this jaxrl "
             f"{importlib.metadata.version('jaxrl')} reads up to {FORMAT_VERSION}. Upgrade jaxrl."
         )
-    own = {name: value for name, value in metadata.items() if name != "checksum"}
-    if metadata.get("checksum") != _checksum(own):
-        raise CheckpointError(f"{directory}: metadata.json is damaged (its checksum differs); use another checkpoint.")
-    for name, digest in metadata["sha256"].items():
-        if not (directory / name).is_file() or _digest(directory / name) != digest:
-            raise CheckpointError(f"{directory}: {name} is damaged (its checksum differs); use another checkpoint.")
-    if algorithm is not None and metadata.get("algorithm") != algorithm:
+    for name, kind in _METADATA.items():
+        if type(metadata.get(name)) is not kind:
+            raise CheckpointError(f"{path}: metadata.json is damaged: {name} is missing, or no {kind.__name__}.")
+    for pid, about in metadata["policies"].items():
+        if not isinstance(about, dict) or not all(isinstance(about.get(name), str) for name in _POLICY):
+            raise CheckpointError(f"{path}: metadata.json is damaged: of policy {pid!r} it lacks {', '.join(_POLICY)}.")
+    strangers = [name for name in files.names if name not in _FILES and not name.startswith("replay/")]
+    if strangers:
+        raise CheckpointError(f"{path}: metadata.json lists {strangers[:5]}, which no checkpoint has.")
+    if algorithm is not None and metadata["algorithm"] != algorithm:
         raise CheckpointError(
-            f"{directory}: is a checkpoint of {metadata.get('algorithm')}, not of {algorithm}; use "
-            f"{metadata.get('algorithm')}Trainer (--run {metadata.get('algorithm')})."
+            f"{path}: is a checkpoint of {metadata['algorithm']}, not of {algorithm}; use "
+            f"{metadata['algorithm']}Trainer (--run {metadata['algorithm']})."
         )
-    return metadata
+    return files
+
+
+_METADATA = {
+    "algorithm": str, "env": str, "policies": dict, "training_iteration": int, "timesteps_total": int,
+    "jaxrl_version": str, "jax_version": str,
+}  # fmt: skip
+_POLICY = ("obs_space", "action_space", "policy")
 
 
 def read_config(
-    directory: pathlib.Path, algorithm: str | None, overrides: Mapping[str, Any], trust_imports: bool
+    directory: str | os.PathLike[str], algorithm: str | None, overrides: Mapping[str, Any], trust_imports: bool
 ) -> dict[str, Any]:
     """The config saved in a checkpoint, merged with `overrides`.
 
@@ -289,38 +297,10 @@ def read_config(
         CheckpointError: as `read_metadata`.
         ConfigError: a function or class that the checkpoint does not hold and `overrides` does not give.
     """
-    read_metadata(directory, algorithm)
-    data = _read_json(pathlib.Path(directory).expanduser() / "config.json")
-    return config_lib.fill_holes(data, overrides, trust_imports, where=f"{directory}: config.json")
+    files = _opened(directory, algorithm)
+    return config_lib.fill_holes(files.json("config.json"), overrides, trust_imports, where=f"{files}: config.json")
 
 
 def like(template: Params, params: Params, where: str) -> Params:
     """`params`, checked to have the structure, shapes and dtypes of `template`."""
     return trees.restore_like(template, trees.flatten_with_paths(params), where)
-
-
-def _write_json(path: pathlib.Path, data: Any) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}.") from error
-
-
-def _digest(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(directory: pathlib.Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -309,10 +309,9 @@ class Trainer(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `restore`."""
-        from jaxrl.trainers.checkpoint import load
+        from jaxrl.trainers.checkpoint import load, read
 
-        load(self, pathlib.Path(checkpoint))
-        self._restored = True
+        load(self, read(checkpoint, self.name))
 
     @classmethod
     def from_checkpoint(
@@ -334,10 +333,10 @@ class Trainer(tune.Trainable):
         Raises:
             CheckpointError: not a checkpoint of this algorithm, or damaged.
         """
-        saved = checkpoint.read_config(pathlib.Path(path), cls.name_of(), config or {}, trust_imports)
-        trainer = cls(saved, **options)
+        saved = checkpoint.read(path, cls.name_of())
+        trainer = cls(saved.options(config or {}, trust_imports), **options)
         try:
-            trainer.restore(str(path))
+            checkpoint.load(trainer, saved)
         except BaseException:
             trainer.stop()
             raise

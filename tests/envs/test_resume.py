@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from jaxrl import trees
+from jaxrl import storage, trees
 from jaxrl.envs import ListVectorEnv, ResumeWarning, make_vector_env, replay_log
 from jaxrl.envs.checks import EnvPlace
 from jaxrl.envs.rows import empty_rows, leaves, row_writer
@@ -61,12 +61,11 @@ import json, sys, warnings
 warnings.simplefilter("error")
 sys.path.insert(0, sys.argv[1])
 from test_resume import IDS, drive, fresh
-from jaxrl import trees
+from jaxrl import storage, trees
 results = {}
+files = storage.opened(sys.argv[2])
 for name in IDS:
-    with open(f"{sys.argv[2]}/{name}.json") as file:
-        structure = json.load(file)
-    state = trees.decode(structure, trees.read_arrays(f"{sys.argv[2]}/{name}.safetensors"))
+    state = trees.decode(files.json(f"{name}.json"), files.arrays(f"{name}.safetensors"))
     vector = fresh(name)
     assert vector.set_state(state) == [True] * 3
     results[name] = drive(vector, 300, 5)
@@ -75,16 +74,17 @@ print(json.dumps(results))
 
 
 def test_classic_control_continues_in_a_new_process(tmp_path):
-    expected = {}
+    expected, writer = {}, storage.Writer(tmp_path)
     for name in IDS:
         vector = fresh(name)
         vector.reset([1, 2, 3])
         # 250: past the first autoresets of those with short episodes, amid an episode of the others.
         drive(vector, 250, 0)
         structure, arrays = trees.encode(vector.get_state())
-        (tmp_path / f"{name}.json").write_text(json.dumps(structure))
-        trees.write_arrays(tmp_path / f"{name}.safetensors", arrays)
+        writer.json(f"{name}.json", structure)
+        writer.arrays(f"{name}.safetensors", arrays)
         expected[name] = list(drive(vector, 300, 5))
+    writer.finish({})
     command = [sys.executable, "-c", CONTINUE, os.path.dirname(__file__), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -7,6 +7,7 @@ from jaxrl.data import MultiAgentBatch, SampleBatch
 from jaxrl.execution.replay_actor import ReplayActor, RowUpdates
 from jaxrl.execution.worker_priorities import Contents
 from jaxrl.replay import ReplayError, prioritized_replay
+from jaxrl.storage import Files
 from jaxrl.types import CheckpointError
 
 PID = "default_policy"
@@ -140,16 +141,16 @@ def test_a_draw_follows_from_its_number():
 def test_contents_come_back_from_disk_once_they_are_wanted(tmp_path):
     actor = shard()
     actor.add(contents(1, np.arange(1.0, 9.0)))
-    actor.save(str(tmp_path / "shard"))
+    files = Files(str(tmp_path), actor.save(str(tmp_path), "replay/shard-0/"), {}).below("replay").below("shard-0")
     fresh = shard()
     fresh.add(contents(5))
-    assert fresh.load(str(tmp_path / "shard")) == {PID: 8}
+    assert fresh.load(files) == {PID: 8}
     assert {number for number, _, _ in shares(fresh)} == {5}
     assert fresh.restore().rows == 8
     assert shares(fresh) == shares(actor)
-    assert shard().load(str(tmp_path / "nothing")) == {}
+    assert shard().load(Files(str(tmp_path), {}, {})) == {}
     with pytest.raises(CheckpointError, match="capacity"):
-        shard(capacity=8).load(str(tmp_path / "shard"))
+        shard(capacity=8).load(files)
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing():
