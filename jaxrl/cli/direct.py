@@ -133,7 +133,7 @@ class _Session:
 
     def _drive(self) -> int:
         failures, note = 0, None
-        with asking_to_end(lambda: self.trainer.iteration > self.begun) as interruption:
+        with asking_to_end(lambda: self.trainer.iteration > self.begun, self._last_checkpoint) as interruption:
             while note is None:
                 try:
                     note = self._until_it_ends(interruption)

@@ -31,6 +31,7 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 _handled: list[int] = []
 _worth_saving: Callable[[], bool] = bool
+_standing: Callable[[], str] = str
 
 
 def take_over() -> None:
@@ -41,6 +42,8 @@ def take_over() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _quit)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.siginterrupt(signal.SIGCHLD, False)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -48,16 +51,17 @@ def take_over() -> None:
 
 
 @contextlib.contextmanager
-def asking_to_end(worth_saving: Callable[[], bool]) -> Iterator[Interruption]:
+def asking_to_end(worth_saving: Callable[[], bool], standing: Callable[[], str] = str) -> Iterator[Interruption]:
     """Within it a first signal is noted, for the run to end after its iteration.
 
     Args:
         worth_saving: whether there is something that is saved then; the process ends at once where there is not.
+        standing: says what is saved already, for when the process has to end without Ray.
     """
     # Not before `take_over`: it takes a while to import.
     from jaxrl.trainers.interruption import Interruption
 
-    global _worth_saving
+    global _worth_saving, _standing
 
     def first(number: int) -> None:
         if not worth_saving():
@@ -68,14 +72,15 @@ def asking_to_end(worth_saving: Callable[[], bool]) -> Iterator[Interruption]:
         # Not print: the signal may have come while something was being printed.
         _tell("Ending after this iteration, with a checkpoint; press Ctrl-C again to quit at once.")
 
-    before, _worth_saving = _worth_saving, worth_saving
+    before = _worth_saving, _standing
+    _worth_saving, _standing = worth_saving, standing
     try:
         with Interruption(
             SIGNALS, on_first=first, on_second=lambda number: quit_now(number, "Quit without a checkpoint.")
         ) as interruption:
             yield interruption
     finally:
-        _worth_saving = before
+        _worth_saving, _standing = before
 
 
 def quit_now(number: int, why: str = "") -> None:
@@ -132,16 +137,32 @@ def _quit(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(reading: int) -> None:
-    """Acts on a signal where the main thread, in a compiler say, does not get to it and nothing would be lost."""
     arrived = 0
     while True:
         number = os.read(reading, 1)[0]
-        if number not in SIGNALS:
-            continue
-        arrived += 1
-        time.sleep(_HANDLED_WITHIN_S)
-        if len(_handled) < arrived and (arrived > 1 or not _worth_saving()):
-            quit_now(number, "Interrupted.")
+        if number == signal.SIGCHLD:
+            _end_without_ray()
+        elif number in SIGNALS:
+            arrived += 1
+            threading.Timer(_HANDLED_WITHIN_S, _act_on, (number, arrived)).start()
+
+
+def _act_on(number: int, arrived: int) -> None:
+    """Ends the process where the main thread, in a compiler say, does not get to a signal and nothing would be lost."""
+    if len(_handled) < arrived and (arrived > 1 or not _worth_saving()):
+        quit_now(number, "Interrupted.")
+
+
+def _end_without_ray() -> None:
+    """Says so where a child that ended was Ray's head or node, without which Ray would end the process in silence."""
+    resources = sys.modules.get("jaxrl.trainers.resources")
+    lost = resources.lost_parts_of_ray() if resources is not None else []
+    if lost:
+        with contextlib.suppress(OSError):
+            told = f"Error: Ray's {' and '.join(lost)} ended unexpectedly, and the run with it. {_standing()}".strip()
+            os.write(2, f"{told}\n".encode())
+        end_processes_below()
+        os._exit(1)
 
 
 def _tell(text: str) -> None:

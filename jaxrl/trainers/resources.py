@@ -21,13 +21,15 @@ from ray._private import utils as ray_utils
 from ray._private import worker as ray_worker
 
 from jaxrl import registry
-from jaxrl.types import ConfigError
+from jaxrl.types import ConfigError, JaxrlError, WorkerError
 
 logger = logging.getLogger("jaxrl.ray")
 
 # Ray takes a moment to notice that an actor has ended.
 FREE_CPUS_WITHIN_S = 20.0
 REACHABLE_WITHIN_S = 10.0
+
+_head: Any = None
 
 
 def ensure_ray(address: str | None = None) -> bool:
@@ -43,7 +45,8 @@ def ensure_ray(address: str | None = None) -> bool:
         return False
     address = address or os.environ.get("RAY_ADDRESS")
     check_reachable(address)
-    with warnings.catch_warnings(), _own_sigterm():
+    global _head
+    with warnings.catch_warnings(), _own_sigterm(), _started(address):
         # Ray's processes are forked and replaced by their own program at once, so that no thread of JAX's is missed.
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
         # Ray would say at length that actors of this run see its warnings; errors still come through.
@@ -55,7 +58,27 @@ def ensure_ray(address: str | None = None) -> bool:
             configure_logging=True,
         )
     ray_worker.print_to_stdstream = _into_the_log
+    _head = ray_worker._global_node if address is None else None
     return True
+
+
+@contextlib.contextmanager
+def _started(address: str | None) -> Iterator[None]:
+    try:
+        yield
+    except JaxrlError:
+        raise
+    except Exception as error:
+        where = "on this machine" if address is None else f"from {address}"
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise WorkerError(
+            f"Ray could not be started {where}: {told[0]} [its logs: /tmp/ray/session_latest/logs]"
+        ) from error
+
+
+def lost_parts_of_ray() -> list[str]:
+    """Of the Ray that `ensure_ray` started on this machine, the head (gcs_server) or node (raylet) that has ended."""
+    return [] if _head is None else [kind for kind, _ in _head.dead_processes() if kind in ("gcs_server", "raylet")]
 
 
 @contextlib.contextmanager
@@ -110,6 +133,8 @@ def check_reachable(address: str | None) -> None:
 
 def shutdown_ray() -> None:
     """Ends the Ray that `ensure_ray` started."""
+    global _head
+    _head = None  # its processes end on purpose now
     with _own_sigterm():
         ray.shutdown()
 

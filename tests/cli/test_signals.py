@@ -49,8 +49,15 @@ def start(place: pathlib.Path, workers: int, iterations: int) -> tuple[subproces
             stderr=output,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=heed_signals,
         )
     return process, token
+
+
+def heed_signals() -> None:
+    """A process in a shell's background, whose children inherit it, ignores Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def marked(token: str) -> list[str]:
