@@ -15,6 +15,7 @@ FLOORS = {
     "types": 0,
     "dispatch": 0,
     "tracebacks": 0,
+    "terminal": 0,
     "data": 1,
     "registry": 1,
     "config": 1,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxrl.cli.experiments import Experiment, find_trainer
-from jaxrl.cli.reporting import FAILURE, fail, quieten, say
+from jaxrl.cli.reporting import FAILURE, fail, quieten, say, show
 from jaxrl.cli.runs import (
     DONE,
     FAILED,
@@ -228,25 +228,25 @@ class _Session:
     def _finish(self, status: str, history: History, code: int) -> int:
         self._record(status)
         if history:
-            print(summary(history))
+            show(summary(history))
         elif status == DONE:
-            print("There is nothing left to do: the run has met its stop criterion.")
+            show("There is nothing left to do: the run has met its stop criterion.")
         self._say_where()
         if status == INTERRUPTED:
-            print(f"Go on with: {resume_command(self.directory.parent)}", flush=True)
+            show(f"Go on with: {resume_command(self.directory.parent)}")
         return code
 
     def _say_where(self) -> None:
-        print(f"Results:    {self.directory}")
+        show(f"Results:    {self.directory}")
         if self.checkpoint is not None:
             stale = self.trainer.iteration != self.saved_at
-            print(f"Checkpoint: {self.checkpoint}" + f" (of iteration {self.saved_at}, not of the last)" * stale)
+            show(f"Checkpoint: {self.checkpoint}" + f" (of iteration {self.saved_at}, not of the last)" * stale)
         best = self.directory / BEST
         if best.exists():
-            print(f"Best:       {best} (iteration {read_metadata(best)['training_iteration']})")
+            show(f"Best:       {best} (iteration {read_metadata(best)['training_iteration']})")
         played = best if best.exists() else self.checkpoint
         if played is not None:
-            print(f"Play it:    {rollout_command(played)}", flush=True)
+            show(f"Play it:    {rollout_command(played)}")
 
 
 def summary(history: History) -> str:

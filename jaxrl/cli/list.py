@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxrl.cli.reporting import quieten, reported
+from jaxrl.cli.reporting import quieten, reported, show
+from jaxrl.terminal import printable_name
 
 
 def list_algorithms(
@@ -52,17 +53,18 @@ def _mark(value: bool | None) -> str:
 def _print_table(head: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not console.is_terminal:
         # Another program may read it: nothing is cut or wrapped.
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         for row in [head, *rows]:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            show("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in head:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console.print(table, markup=False, highlight=False)
+        table.add_row(*(Text(printable_name(cell, 500)) for cell in row))
+    console.print(table)

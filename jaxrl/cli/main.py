@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -14,6 +15,8 @@ def main() -> None:
     signals.take_over()  # before anything that takes a while to import
     from jaxrl.cli.app import app
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error does: names may hold anything
     # As `python -m jaxrl` does: modules of the user's (`--env my_envs:Env`) lie where the command is run.
     sys.path.append(os.getcwd())
     code: Any = 0

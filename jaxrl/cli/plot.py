@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jaxrl.cli.reporting import quieten, reported, say
+from jaxrl.cli.reporting import quieten, reported, say, show
 
 
 def plot(
@@ -50,5 +50,5 @@ def plot(
             count = len(history.runs)
             last = [value for run in history.runs for value in run.column(y)[-1:]]
             mean = sum(last) / len(last)
-            print(f"{label}: {count} run{'s' * (count != 1)}, {y} {mean:.4g} at last")
-        print(f"Image: {target}")
+            show(f"{label}: {count} run{'s' * (count != 1)}, {y} {mean:.4g} at last")
+        show(f"Image: {target}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+
+from jaxrl.terminal import printable
 
 USAGE, FAILURE = 2, 1
 _LIBRARIES = ("ray", "jax", "jax._src", "absl", "matplotlib")
@@ -90,4 +93,10 @@ def fail(error: BaseException, verbosity: int, more: str = "") -> None:
 
 def say(text: str) -> None:
     """Prints to standard error: what the user should know, and no part of a command's output."""
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal was closed
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """Prints a command's output."""
+    print(printable(text), flush=True)

@@ -10,7 +10,7 @@ from typing import IO, Annotated, Any
 import typer
 
 from jaxrl.cli.options import Imports, TrustImports, Verbosity, import_modules, read_mapping
-from jaxrl.cli.reporting import quieten, reported, say
+from jaxrl.cli.reporting import quieten, reported, say, show
 
 
 def rollout(
@@ -118,11 +118,11 @@ def _play(
                 file.write(json.dumps(to_record(number, episode), allow_nan=False) + "\n")
             if episode.complete or not rewards:
                 rewards.append(episode.reward)
-            print(describe(number, episode), flush=True)
-    print(f"Mean reward of {len(rewards)} episode{'s' * (len(rewards) != 1)}: {sum(rewards) / len(rewards):.2f}")
+            show(describe(number, episode))
+    show(f"Mean reward of {len(rewards)} episode{'s' * (len(rewards) != 1)}: {sum(rewards) / len(rewards):.2f}")
     for label, path in (("Episodes", out), ("Videos", video_dir)):
         if path is not None:
-            print(f"{label}: {path}")
+            show(f"{label}: {path}")
 
 
 def _player(trainer: Any, render: bool | None, video_dir: pathlib.Path | None, **options: Any) -> Any:

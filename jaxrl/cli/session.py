@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -54,20 +55,27 @@ def run(
     Raises:
         JaxrlError: what the user gave cannot work; nothing has started then.
     """
-    if pathlib.Path(name).name != name:
-        raise ConfigError(f"--experiment-name: expected the name of one directory, got {name!r}; see --storage-path")
+    _check_name(name, "--experiment-name")
     root = results_root(storage_path)
     check_writable(root, "--storage-path" if storage_path is not None else "results")
     if resume and "restore" in flags:
         raise ConfigError("--resume goes on with the run's own last checkpoint; leave out --restore")
     settings = direct.Settings(verbosity, trust_imports)
     experiments = read_experiments(file, name, flags, complete=not resume)
+    for title in experiments:
+        _check_name(title, str(file))
     if resume:
         return _first_bad([lambda t=title: _resume(root / t, flags, address, settings) for title in experiments])
     prepared = {title: _prepared(title, experiment, address) for title, experiment in experiments.items()}
     return _first_bad(
         [lambda t=title, e=experiment: _start(e, root / t, address, settings) for title, experiment in prepared.items()]
     )
+
+
+def _check_name(name: str, where: str) -> None:
+    if pathlib.Path(name).name != name or name == ".." or not name.isprintable() or len(os.fsencode(name)) > 255:
+        told = repr(name if len(name) < 80 else f"{name[:80]}...")
+        raise ConfigError(f"{where}: expected the name of one directory, got {told}; see --storage-path")
 
 
 def _prepared(title: str, experiment: Experiment, address: str | None) -> Experiment:

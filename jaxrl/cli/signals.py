@@ -29,6 +29,7 @@ _HANDLED_WITHIN_S = 2.0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
+_ending = threading.Event()
 _handled: list[int] = []
 _worth_saving: Callable[[], bool] = bool
 _standing: Callable[[], str] = str
@@ -106,6 +107,7 @@ def end_process(code: int) -> None:
 
 def end_processes_below(within_s: float = 5.0) -> None:
     """Kills every process that descends from this one."""
+    _ending.set()
     deadline = time.monotonic() + within_s
     while (below := processes_below(os.getpid())) and time.monotonic() < deadline:
         for pid in below:
@@ -157,7 +159,7 @@ def _end_without_ray() -> None:
     """Says so where a child that ended was Ray's head or node, without which Ray would end the process in silence."""
     resources = sys.modules.get("jaxrl.trainers.resources")
     lost = resources.lost_parts_of_ray() if resources is not None else []
-    if lost:
+    if lost and not _ending.is_set():
         with contextlib.suppress(OSError):
             told = f"Error: Ray's {' and '.join(lost)} ended unexpectedly, and the run with it. {_standing()}".strip()
             os.write(2, f"{told}\n".encode())

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from jaxrl.cli.direct import Settings
 from jaxrl.cli.experiments import Experiment, find_trainer
-from jaxrl.cli.reporting import FAILURE, quieten, say
+from jaxrl.cli.reporting import FAILURE, quieten, say, show
 from jaxrl.cli.runs import (
     DONE,
     FAILED,
@@ -23,6 +23,7 @@ from jaxrl.cli.runs import (
     write_record,
 )
 from jaxrl.cli.signals import asking_to_end
+from jaxrl.terminal import printable_name
 from jaxrl.trainers import checkpoint, resources
 from jaxrl.trainers.display import format_line
 from jaxrl.trainers.history import value_at
@@ -118,16 +119,16 @@ def _report(directory: pathlib.Path, trials: Sequence[Any], number: int | None) 
     found = {trial.name: checkpoints_below(pathlib.Path(trial.directory)) for trial in trials if trial.directory}
     for trial in trials:
         if found.get(trial.name):
-            print(f"{trial.name} {trial.tag}: {found[trial.name][-1]}")
-    print(f"Results:    {directory}")
+            show(f"{trial.name} {trial.tag}: {found[trial.name][-1]}")
+    show(f"Results:    {directory}")
     if finite:
         best, trial = max(finite, key=lambda pair: pair[0])
-        print(f"Best mean episode reward at last: {best:.1f}, {trial.name} {trial.tag}".rstrip())
+        show(f"Best mean episode reward at last: {best:.1f}, {trial.name} {trial.tag}".rstrip())
         if found.get(trial.name):
-            print(f"Checkpoint: {found[trial.name][-1]}")
-            print(f"Play it:    {rollout_command(found[trial.name][-1])}", flush=True)
+            show(f"Checkpoint: {found[trial.name][-1]}")
+            show(f"Play it:    {rollout_command(found[trial.name][-1])}")
     if number is not None:
-        print(f"Go on with: {resume_command(directory)}", flush=True)
+        show(f"Go on with: {resume_command(directory)}")
         return 128 + number
     return FAILURE if failed else 0
 
@@ -173,11 +174,12 @@ class _Progress:
             if now is not None and self._shown.get(trial.name) != now:
                 self._shown[trial.name] = now
                 line = format_line(trial.result, self._progress)
-                print(f"{trial.name} {trial.tag} {trial.status}: {line}", flush=True)
+                show(f"{trial.name} {trial.tag} {trial.status}: {line}")
 
 
 def _table(trials: Sequence[Any]) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     columns: Mapping[str, str] = {
@@ -194,5 +196,6 @@ def _table(trials: Sequence[Any]) -> Any:
     for trial in trials:
         values = [value_at(trial.result, key) for key in columns.values()]
         cells = [f"{value:,.1f}".removesuffix(".0") if value == value else "-" for value in values]
-        table.add_row(trial.name, trial.tag, trial.status.lower(), *cells)
+        names = [Text(printable_name(name)) for name in (trial.name, trial.tag, trial.status.lower())]
+        table.add_row(*names, *cells)
     return table

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from jaxrl.terminal import printable_name
 from jaxrl.trainers.history import History
 from jaxrl.trainers.stopping import nearest_keys
 from jaxrl.types import JaxrlError
@@ -85,10 +86,11 @@ def draw_panels(
     for axes, (env, groups) in zip(grid, panels.items(), strict=False):
         draw(axes, groups, key=key, x=x, smooth=smooth, legend=True)
         if env:
-            axes.set_title(env, loc="left", fontsize="medium")
+            axes.set_title(printable_name(env, 60), loc="left", fontsize="medium", parse_math=False)
     for axes in grid[len(panels) :]:
         axes.remove()
-    figure.suptitle(title or f"{LABELS.get(key, key)} over {LABELS.get(x, x)}")
+    above = title or f"{LABELS.get(key, key)} over {LABELS.get(x, x)}"
+    figure.suptitle(printable_name(above), parse_math=False)
     return figure
 
 
@@ -118,7 +120,9 @@ def draw(
     """
     if smooth < 1:
         raise JaxrlError(f"smooth should be at least 1 (a number of results), got {smooth}")
-    for i, (label, history) in enumerate(groups.items()):
+    for i, (name, history) in enumerate(groups.items()):
+        # matplotlib leaves out of a legend what begins with an underscore.
+        label = printable_name(f" {name}" if name.startswith("_") else name)
         color = COLORS[i % len(COLORS)]
         curves = [_points(run, key, x) for run in history.runs]
         if all(len(xs) == 0 for xs, _ in curves):
@@ -191,11 +195,12 @@ def _no_values(history: History, label: str, key: str, x: str) -> JaxrlError:
 
 
 def _dress(axes: Any, key: str, x: str, *, legend: bool) -> None:
-    axes.set_xlabel(LABELS.get(x, x))
-    axes.set_ylabel(LABELS.get(key, key))
+    axes.set_xlabel(printable_name(LABELS.get(x, x)), parse_math=False)
+    axes.set_ylabel(printable_name(LABELS.get(key, key)), parse_math=False)
     axes.grid(visible=True, alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     if x == "timesteps_total":
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if legend:
-        axes.legend(frameon=False, fontsize="small")
+        for text in axes.legend(frameon=False, fontsize="small").get_texts():
+            text.set_parse_math(False)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from jaxrl.terminal import printable, printable_name
 from jaxrl.trainers.history import History, number, value_at
 
 # How a display names what it shows, in this order; the last number is the decimals. Times are in seconds.
@@ -45,7 +46,7 @@ class Display(NamedTuple):
     update: Callable[[History], None]
     note: Callable[[str], None]
     close: Callable[[History], None]
-    status: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True)
+    status: Callable[[str], None] = lambda text: print(printable(text), file=sys.stderr, flush=True)
 
 
 def open_display(verbose: bool | None = None, *, title: str = "") -> Display:
@@ -160,7 +161,7 @@ def table_display(console: Any, title: str = "") -> Display:
             show(history)
         live.stop()
 
-    return Display(update, console.print, close)
+    return Display(update, lambda text: console.print(printable(text), markup=False, highlight=False), close)
 
 
 def line_display(write: Callable[[str], None] | None = None) -> Display:
@@ -169,7 +170,7 @@ def line_display(write: Callable[[str], None] | None = None) -> Display:
     Args:
         write: takes a line; None: standard output.
     """
-    emit = write or (lambda text: print(text, flush=True))
+    emit = write or (lambda text: print(printable(text), flush=True))
     ready = 0.0
     shown = 0
 
@@ -215,12 +216,19 @@ def _cells(result: Mapping[str, Any], progress: Mapping[str, str]) -> dict[str, 
 
 def _table(history: History, title: str) -> Any:
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", padding=(0, 1, 0, 0))
+    table = Table(
+        title=Text(printable_name(title)) if title else None,
+        title_justify="left",
+        box=None,
+        header_style="bold",
+        padding=(0, 1, 0, 0),
+    )
     rows = [_cells(result, history.progress) for result in history[-_ROWS:]]
     titles = [title for title in rows[-1] if any(row[title] != "-" for row in rows)]
     for name in titles:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(printable_name(name)), justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*(row[title] for title in titles))
     return table

@@ -52,8 +52,11 @@ def new_run_directory(experiment: pathlib.Path, name: str, env: Any) -> pathlib.
     """
     from jaxrl.envs.creation import env_name
 
-    label = re.sub(r"[^A-Za-z0-9.+-]+", "-", env_name(env)).strip("-") or "env"
-    return experiment / f"{name}_{label}_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(4)}"
+    algorithm, label = (
+        re.sub(r"[^A-Za-z0-9.+-]+", "-", part)[:80].strip("-.") or kind
+        for part, kind in ((name, "run"), (env_name(env), "env"))
+    )
+    return experiment / f"{algorithm}_{label}_{time.strftime('%Y-%m-%d_%H-%M-%S')}_{secrets.token_hex(4)}"
 
 
 def check_writable(directory: pathlib.Path, where: str) -> None:

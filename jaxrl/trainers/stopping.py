@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxrl.terminal import printable_name
 from jaxrl.trainers.history import value_at
 from jaxrl.trainers.result_table import flatten
 from jaxrl.types import ConfigError
@@ -116,6 +117,6 @@ def iterations(count: int) -> str:
 
 
 def env_label(trainer: Any) -> str:
-    """What to call a trainer's environment."""
+    """What to call a trainer's environment, in one line."""
     env = trainer.options.env
-    return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    return printable_name(env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__))

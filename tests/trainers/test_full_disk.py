@@ -20,7 +20,7 @@ from jaxrl.trainers.appending import AppendedFile, when_there_is_room
 from jaxrl.trainers.history import History
 from jaxrl.trainers.result_table import RESULTS, keep_results
 from jaxrl.trainers.results import ResultWriter
-from jaxrl.types import StorageError
+from jaxrl.types import CheckpointError, StorageError
 
 TINY = {
     "env": "CartPole-v1",
@@ -127,6 +127,8 @@ def test_a_trainer_trains_on_when_there_is_room_again(tmp_path):
             for _ in range(2):
                 with pytest.raises(StorageError, match=r"result\.json"):
                     trainer.train()
+            with pytest.raises((StorageError, CheckpointError), match="File too large"):
+                trainer.save()
         assert [found.name for found in tmp_path.glob("*checkpoint*")] == [path.name]
         trainer.train()
     assert iterations(tmp_path) == [1, 2, 3, 4]
@@ -214,9 +216,10 @@ def test_the_trainers_option_waits(tmp_path, monkeypatch):
 
         monkeypatch.setattr(appending, "_FULL", (errno.EFBIG,))
         monkeypatch.setattr(appending.time, "sleep", room)
-        with files_of_at_most(100):
-            trainer.train()
-        assert len(waited) == 1
+        for act in (trainer.train, trainer.save):
+            with files_of_at_most(100):
+                act()
+        assert len(waited) == 2
     assert iterations(tmp_path) == [1, 2]
 
 
