@@ -29,6 +29,7 @@ _HANDLED_WITHIN_S = 2.0
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
+_stderr = 2
 _ending = threading.Event()
 _handled: list[int] = []
 _worth_saving: Callable[[], bool] = bool
@@ -40,6 +41,8 @@ def take_over() -> None:
     with contextlib.suppress(OSError, AttributeError):  # Linux alone
         # What a child leaves behind when it ends is then this process's own child.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    global _stderr
+    _stderr = os.dup(2)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _quit)
@@ -162,20 +165,20 @@ def _end_without_ray() -> None:
     if lost and not _ending.is_set():
         with contextlib.suppress(OSError):
             told = f"Error: Ray's {' and '.join(lost)} ended unexpectedly, and the run with it. {_standing()}".strip()
-            os.write(2, f"{told}\n".encode())
+            os.write(_stderr, f"{told}\n".encode())
         end_processes_below()
         os._exit(1)
 
 
 def _tell(text: str) -> None:
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{text}\n".encode())
+        os.write(_stderr, f"\n{text}\n".encode())
 
 
 def _let_go_of_the_terminal() -> None:
     """Output to a terminal that was closed would fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
+    for descriptor in (1, 2, _stderr):
         if os.isatty(descriptor):
             os.dup2(nowhere, descriptor)
     os.close(nowhere)

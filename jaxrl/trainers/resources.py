@@ -83,7 +83,10 @@ def lost_parts_of_ray() -> list[str]:
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keeps a handler of SIGTERM: Ray puts its own in its place as it starts, and none as it ends."""
+    """Keeps a handler of SIGTERM: Ray puts its own in its place as it starts, and none as it ends.
+
+    Where the signal comes while Ray's is there, that calls the earlier one, but writes a page about it first.
+    """
     if not callable(signal.getsignal(signal.SIGTERM)):
         yield
         return
@@ -98,9 +101,14 @@ def _own_sigterm() -> Iterator[None]:
     ray_utils.set_sigterm_handler = lambda handler: None
     thread = threading.Thread(target=insist, daemon=True)
     thread.start()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     try:
         yield
     finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
         started.set()
         thread.join()
         libc.sigaction(signal.SIGTERM, ours, None)
