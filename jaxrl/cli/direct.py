@@ -102,6 +102,7 @@ class _Session:
         self.lock = RunLock(directory)
         self.trainer: Any = None
         self.title, self.status, self.begun = "", "", 0
+        self.interruption = Interruption(())
         self.results: list[Mapping[str, Any]] = []
         self.checkpoint: str | None = None
         self.saved_at = -1
@@ -129,14 +130,15 @@ class _Session:
         try:
             return self._drive()
         except (StorageError, CheckpointError) as error:
-            return self._failed(error)
+            code = self._failed(error)
+            return code if self.interruption.requested is None else 128 + self.interruption.requested
 
     def _drive(self) -> int:
         failures, note = 0, None
-        with asking_to_end(lambda: self.trainer.iteration > self.begun, self._last_checkpoint) as interruption:
+        with asking_to_end(lambda: self.trainer.iteration > self.begun, self._last_checkpoint) as self.interruption:
             while note is None:
                 try:
-                    note = self._until_it_ends(interruption)
+                    note = self._until_it_ends()
                 except (ConfigError, CheckpointError, StorageError):
                     raise
                 except Exception as error:
@@ -150,20 +152,20 @@ class _Session:
                     self.trainer = self._make(pathlib.Path(self.checkpoint))
             if self.experiment.checkpoint_at_end and self.results:
                 self._save()
-        if interruption.requested is not None and self.results:
+        if self.interruption.requested is not None and self.results:
             self._save()
         whole = History(self.results, name=self.title, note=note)
-        if interruption.requested is not None:
-            return self._finish(INTERRUPTED, whole, 128 + interruption.requested)
+        if self.interruption.requested is not None:
+            return self._finish(INTERRUPTED, whole, 128 + self.interruption.requested)
         return self._finish(DONE, whole, 0)
 
-    def _until_it_ends(self, interruption: Interruption) -> str:
+    def _until_it_ends(self) -> str:
         """Trains until a criterion is met or a signal asks for the end; returns what is to be said of the end."""
         history = train_until(
             self.trainer,
             self.stop,
             display=open_display(title=self.title)._replace(note=lambda text: None),
-            interrupted=lambda: interruption.requested,
+            interrupted=lambda: self.interruption.requested,
             after=self._after,
         )
         return history.note
@@ -208,7 +210,7 @@ class _Session:
             with contextlib.suppress(OSError):  # that it cannot be recorded either is no news
                 if (self.directory / RECORD).exists():
                     self._record(FAILED)
-            fail(error, self.settings.verbosity, more=f". {self._last_checkpoint()}")
+            fail(error, self.settings.verbosity, more=f" {self._last_checkpoint()}")
             return FAILURE
         self._record(FAILED)
         if not isinstance(error, JaxrlError):

@@ -88,6 +88,8 @@ def fail(error: BaseException, verbosity: int, more: str = "") -> None:
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
     traced = not verbosity and (is_users(error) or (error.__cause__ is not None and is_users(error.__cause__)))
+    if more and not text.endswith((".", "?")):
+        text += "."
     say(f"Error: {text}{more}" + (" [-v shows the traceback]" if traced else ""))
 
 

@@ -18,7 +18,7 @@ from jaxrl.trainers.appending import storing
 from jaxrl.trainers.history import History
 from jaxrl.trainers.result_table import replace_text
 from jaxrl.trainers.results import results_root
-from jaxrl.types import CheckpointError, ConfigError, JaxrlError
+from jaxrl.types import CheckpointError, ConfigError, JaxrlError, StorageError
 
 RECORD, FORMAT_VERSION = "run.json", 1
 RUNNING, INTERRUPTED, FAILED, DONE = "running", "interrupted", "failed", "done"
@@ -81,10 +81,14 @@ def find_interrupted(directory: pathlib.Path) -> Run:
 
     Raises:
         ConfigError: there is none, or it is still running.
+        StorageError: there may be one, in a directory that cannot be read.
     """
     records = [directory / RECORD, *directory.glob(f"*/{RECORD}")]
     runs = [read_record(file) for file in sorted((r for r in records if r.is_file()), key=_modified)]
     unfinished = [run for run in runs if run.status != DONE]
+    closed = [path for path in directory.glob("*/") if not os.access(path, os.R_OK | os.X_OK)]
+    if not unfinished and closed:
+        raise StorageError(f"--resume: {closed[0]}: Permission denied; change its permissions")
     if not unfinished:
         why = f"its {len(runs)} runs are done" if runs else "it has no run with a record"
         raise ConfigError(

@@ -175,7 +175,7 @@ class ResultWriter:
         """Writes what is left, where that is possible by now; a later `write` goes on."""
         with contextlib.suppress(StorageError):  # `write` has told of it
             self._flush()
-            if self._unseen is not None:
+            if self._unseen is not None and self.directory.exists():
                 self._write_events()
         self._events = None
 

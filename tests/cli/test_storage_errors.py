@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import shutil
+import signal
+import time
 
 import pytest
 
 from jaxrl.algorithms.pg import PGTrainer
+from jaxrl.trainers import appending
 
 
 @pytest.fixture
@@ -55,6 +59,19 @@ def test_a_full_disk_ends_a_run_with_one_line_and_it_resumes(train, jaxrl, tmp_p
 
 def iterations(run) -> list[int]:
     return [json.loads(line)["training_iteration"] for line in (run / "result.json").read_text().splitlines()]
+
+
+def test_a_signal_while_a_run_waits_for_room_ends_it(train, at_iteration, size_limit, monkeypatch):
+    monkeypatch.setattr(appending, "_FULL", (errno.EFBIG,))
+    monkeypatch.setattr(appending, "PAUSE_S", 0.0)
+    at_iteration(3, lambda directory: size_limit(2000))
+    sleep = time.sleep
+    monkeypatch.setattr(
+        appending.time, "sleep", lambda seconds: (sleep(seconds), signal.raise_signal(signal.SIGTERM), None)[2]
+    )
+    words = ("--stop", "training_iteration=5", "--checkpoint-freq", 1, "--on-full-disk", "wait")
+    said = train(*words, code=143).output
+    assert said.count("Waiting for room") <= 1 and "checkpoint_000002 (iteration 2)" in said
 
 
 @pytest.mark.parametrize("kind", ["moved", "removed"])
