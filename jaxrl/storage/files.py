@@ -134,13 +134,13 @@ def _check_text(text: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
-        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
-    for key in found:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
         if len(key) > MAX_KEY:
             raise ValueError(f"a key of {len(key)} characters, at most {MAX_KEY} are read")
+        if key in found:
+            raise ValueError(f"the key {key[:80]!r} stands twice in one object")
+        found[key] = value
     return found
 
 
