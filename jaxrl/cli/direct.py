@@ -25,7 +25,7 @@ from jaxrl.cli.runs import (
 )
 from jaxrl.cli.signals import asking_to_end
 from jaxrl.trainers.checkpoint import BEST, read_metadata
-from jaxrl.trainers.display import open_display
+from jaxrl.trainers.display import enduring, open_display
 from jaxrl.trainers.fit import train_until
 from jaxrl.trainers.history import History, value_at
 from jaxrl.trainers.interruption import Interruption
@@ -164,7 +164,7 @@ class _Session:
         history = train_until(
             self.trainer,
             self.stop,
-            display=open_display(title=self.title)._replace(note=lambda text: None),
+            display=enduring(open_display(title=self.title))._replace(note=lambda text: None),
             interrupted=lambda: self.interruption.requested,
             after=self._after,
         )

@@ -100,5 +100,10 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Prints a command's output."""
-    print(printable(text), flush=True)
+    """Prints a command's output; where it cannot be written, says so and lets the command do the rest of its work."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        pass  # whoever read it has read enough
+    except OSError as error:
+        say(f"Standard output cannot be written: {error.strerror}")

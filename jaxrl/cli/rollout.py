@@ -91,11 +91,12 @@ def _play(
 ) -> None:
     import contextlib
 
+    from jaxrl.trainers.appending import storing
     from jaxrl.trainers.video import VideoWriter
 
     rewards: list[float] = []
     left = steps
-    with contextlib.ExitStack() as stack:
+    with storing(out or video_dir or "output"), contextlib.ExitStack() as stack:
         player = stack.enter_context(
             contextlib.closing(
                 _player(trainer, render, video_dir, explore=explore, seed=seed, keep_steps=out is not None)

@@ -66,6 +66,25 @@ def open_display(verbose: bool | None = None, *, title: str = "") -> Display:
     return table_display(console, title) if console.is_terminal and redraws() else line_display()
 
 
+def enduring(display: Display) -> Display:
+    """Shows for as long as it can: a run goes on where its terminal was closed, or its log's disk is full."""
+    lost = threading.Event()
+
+    def tried(show: Callable[[Any], None]) -> Callable[[Any], None]:
+        def attempt(what: Any) -> None:
+            if not lost.is_set():
+                try:
+                    show(what)
+                except OSError as error:
+                    lost.set()
+                    with contextlib.suppress(OSError):
+                        display.status(f"Progress cannot be shown any more: {error.strerror}; the run goes on.")
+
+        return attempt
+
+    return Display(tried(display.update), tried(display.note), tried(display.close), tried(display.status))
+
+
 @contextlib.contextmanager
 def waiting(display: Display, iteration: int) -> Iterator[None]:
     """Says now and then, within an iteration that takes long, for how long it has run."""

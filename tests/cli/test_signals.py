@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
 import random
 import secrets
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from typing import NamedTuple
 
@@ -125,6 +128,30 @@ def signal_at(place: pathlib.Path, number: int, workers: int, moment: float, ite
 def test_a_signal_before_the_first_iteration_ends_all_processes_at_once(tmp_path, number, moment):
     outcome = signal_at(tmp_path, number, 1, moment, 10_000)
     assert not outcome.wrong and outcome.code == 128 + number
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_ends_a_run_with_a_checkpoint(tmp_path):
+    def in_a_terminal():
+        heed_signals()
+        os.setsid()
+        fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        command(tmp_path, 0, 100_000), stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=in_a_terminal
+    )
+    os.close(theirs)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("default/*/result.json")) and time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.05)[0]:
+            os.read(ours, 65536)
+    time.sleep(0.5)
+    os.close(ours)
+    assert process.wait(timeout=WITHIN_S) == 128 + signal.SIGHUP
+    (run,) = tmp_path.glob("default/*")
+    last = (run / "result.json").read_text().splitlines()[-1]
+    assert checkpoints_below(run)[-1].name == f"checkpoint_{json.loads(last)['training_iteration']:06d}"
 
 
 # A process that ignores signals, in a session of its own, whose parent ends.

@@ -75,3 +75,19 @@ def test_panels_of_environments_have_titles_and_legends():
     legend = single.axes[0].get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["PPO, A-v0"]
     assert single.get_suptitle() == "mine"
+
+
+def test_a_run_goes_on_where_progress_cannot_be_shown_any_more(capsys):
+    shown = []
+
+    def show(what):
+        shown.append(what)
+        raise OSError(5, "Input/output error")
+
+    display = displays.enduring(displays.Display(show, show, show))
+    for _ in range(2):
+        display.update(History([{"training_iteration": 1}]))
+        display.note("note")
+    display.close(History())
+    assert len(shown) == 1
+    assert capsys.readouterr().err == "Progress cannot be shown any more: Input/output error; the run goes on.\n"
