@@ -95,10 +95,12 @@ def _run(
         unfinished = any(trial.status == UNFINISHED for trial in trials)
         status = INTERRUPTED if unfinished else FAILED if failed else DONE
     finally:
-        write_record(Run(directory, experiment, status, tune=True))
-        lock.release()
-        if started:
-            resources.shutdown_ray()
+        try:
+            write_record(Run(directory, experiment, status, tune=True))
+        finally:
+            lock.release()
+            if started:
+                resources.shutdown_ray()
     return _report(directory, trials, number if unfinished else None)
 
 

@@ -99,6 +99,7 @@ def keep_results(directory: pathlib.Path, after: float) -> Kept:
     """
     path = directory / RESULTS
     with storing(path):
+        (directory / f".{RESULTS}.new").unlink(missing_ok=True)
         if not path.exists():
             (directory / PROGRESS).unlink(missing_ok=True)
             return Kept([], 0, existed=False)
@@ -204,7 +205,7 @@ def replace_bytes(path: pathlib.Path, data: bytes) -> None:
     Raises:
         StorageError: it cannot be written; the old content stays.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch = path.with_name(f".{path.name}.new")  # one that a killed process left is written over
     with storing(path):
         try:
             with open(scratch, "wb") as file:

@@ -251,6 +251,19 @@ def test_torn_lines_are_repaired_when_a_run_goes_on(writer, tmp_path, kind, name
     assert ("dropped lines that hold no whole result" in caplog.text) is told
 
 
+def test_what_a_killed_process_left_half_written_is_gone_when_a_run_goes_on(writer, tmp_path):
+    writer.write(result(1))
+    writer.close()
+    for name in (RESULTS, "progress.csv", "params.json"):
+        (tmp_path / f".{name}.new").write_text("{")
+    second = ResultWriter(tmp_path, "PG", {"env": "CartPole-v1"})
+    for number in (2, 1):
+        second.write(result(number))
+    second.close()
+    assert not list(tmp_path.glob(".*"))
+    assert iterations(tmp_path) == [1]
+
+
 def test_a_table_equals_the_one_that_is_made_again(writer, tmp_path):
     writer.write(result(1, best=None, flag=True, big=2**70, small=1e-300, nan=float("nan")))
     writer.write(result(2, info={"kl": 0.1, 'odd name, "quoted"': 3}, hist=[1.0, 2.0]))
