@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from jaxrl.cli.runs import checkpoints_below
+from jaxrl.cli.signals import processes_below
 
 MARK = "JAXRL_PROCESSES_OF"
 WITHIN_S = 10.0
@@ -128,6 +129,28 @@ def signal_at(place: pathlib.Path, number: int, workers: int, moment: float, ite
 def test_a_signal_before_the_first_iteration_ends_all_processes_at_once(tmp_path, number, moment):
     outcome = signal_at(tmp_path, number, 1, moment, 10_000)
     assert not outcome.wrong and outcome.code == 128 + number
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
+def test_a_run_that_loses_ray_says_so_in_one_line(tmp_path, part):
+    process, token = start(tmp_path, 1, 100_000)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("default/*/result.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in processes_below(process.pid):
+        if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == part:
+            os.kill(pid, signal.SIGKILL)
+    assert process.wait(timeout=WITHIN_S) == 1
+    # Ray itself ends the process, where it is quicker; its agents then notice on their own.
+    deadline = time.monotonic() + WITHIN_S
+    while marked(token) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert marked(token) == []
+    said = [line for line in (tmp_path / "output.txt").read_text().splitlines() if not line.startswith("iter ")]
+    assert said[-1].startswith(f"Error: Ray's {part} ended unexpectedly, and the run with it. There is no checkpoint")
+    assert not [line for line in said[:-1] if not line.startswith("Compiling")]
 
 
 @pytest.mark.slow
