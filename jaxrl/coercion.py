@@ -39,6 +39,7 @@ class FieldSpec(NamedTuple):
         choices: the allowed values, or None.
         low: smallest allowed number, or None.
         high: largest allowed number, or None.
+        path: True where a text names a file or directory.
     """
 
     annotation: Any
@@ -48,6 +49,7 @@ class FieldSpec(NamedTuple):
     choices: tuple[Any, ...] | None = None
     low: float | None = None
     high: float | None = None
+    path: bool = False
 
 
 class Mismatch(ValueError):
@@ -208,7 +210,9 @@ def specs_of(cls: type) -> Mapping[str, FieldSpec]:
     for field in _init_fields(cls):
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         extra = {
-            key: field.metadata[key] for key in ("help", "traced", "choices", "low", "high") if key in field.metadata
+            key: field.metadata[key]
+            for key in ("help", "traced", "choices", "low", "high", "path")
+            if key in field.metadata
         }
         specs[field.name.rstrip("_")] = FieldSpec(hints[field.name], default, **{"help": "", **extra})
     return specs

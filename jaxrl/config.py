@@ -74,6 +74,7 @@ def option(
     high: float | None = None,
     begins: str | None = None,
     of_policy: bool = False,
+    path: bool = False,
 ) -> Any:
     """Declares one field of a configuration dataclass.
 
@@ -85,6 +86,7 @@ def option(
         low: smallest allowed number, or None.
         high: largest allowed number, or None.
         of_policy: whether single policies of a multi-agent run may differ in it, where its class is not a policy's.
+        path: whether a text in it names a file or directory: those of a checkpoint are not followed.
         begins: the parameter that it is the first value of; where it changes, a restored run begins with that anew.
 
     Example:
@@ -96,7 +98,7 @@ def option(
     """
     allowed = None if choices is None else tuple(choices)
     metadata = {"help": help, "traced": traced, "choices": allowed, "low": low, "high": high, "begins": begins}
-    metadata["of_policy"] = of_policy
+    metadata |= {"of_policy": of_policy, "path": path}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: deep_update({}, default), metadata=metadata)
     if isinstance(default, list):

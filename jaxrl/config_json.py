@@ -6,7 +6,9 @@ A file may come from anywhere, so reading one runs no code outside jaxrl's own c
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +19,8 @@ from jaxrl import registry
 from jaxrl.coercion import deep_update, short
 from jaxrl.types import ConfigError
 
+logger = logging.getLogger("jaxrl")
+
 REF, REGISTERED, HOLE, FLOAT, FIELDS, SPACE = "$ref", "$registered", "$hole", "$float", "$fields", "$space"
 
 # References into these packages are imported without asking: they hold jaxrl's own functions and classes, and nothing
@@ -25,7 +29,11 @@ COMPONENTS = (
     "jaxrl.algorithms",
     "jaxrl.callbacks",
     "jaxrl.distributions",
-    "jaxrl.envs",
+    "jaxrl.envs.examples",
+    "jaxrl.envs.probes",
+    *(f"jaxrl.envs.jax_native.{name}_env" for name in ("acrobot", "cart_pole", "mountain_car", "pendulum")),
+    "jaxrl.envs.jax_native.memory",
+    "jaxrl.envs.jax_native.probes",
     "jaxrl.exploration",
     "jaxrl.losses",
     "jaxrl.models",
@@ -34,6 +42,11 @@ COMPONENTS = (
 )
 
 _NOT_GIVEN: Any = object()
+
+# Texts that an environment, or what else takes one, could import or open: `module:attr`, `module:Id-v0`, paths, URLs.
+_REFERENCE = re.compile(r"[^\s:]+:\S|[/~\\]|\.{1,2}[/\\]|.*[/\\]\.\.([/\\]|\Z)|[A-Za-z]:[/\\]", re.DOTALL)
+# Values here are only ever compared with ids of agents and policies; ale_py is what Atari ids need in any form.
+_IDS, _ATARI = ("multiagent.policy_mapping_fn", "multiagent.policies_to_train"), "ale_py:ALE/"
 
 
 def encode(value: Any, key: str = "") -> Any:
@@ -82,13 +95,37 @@ def decode(data: Mapping[str, Any], overrides: Mapping[str, Any], trust_imports:
         raise ConfigError(f"{where}: expected a JSON object, got {short(data)}")
     reader = _Reader(trust_imports, where)
     read = {name: reader.read(item, overrides.get(name, _NOT_GIVEN), name) for name, item in data.items()}
+    reader.report()
     return deep_update(read, overrides)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
+    """Decodes a configuration; `named` collects what it names outside jaxrl, by key."""
+
     trust_imports: bool
     where: str
+    named: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def report(self) -> None:
+        """Refuses what is named outside jaxrl, all of it at once; says what it is where it is trusted."""
+        if not self.named:
+            return
+        listed = ", ".join(f"{key!r} refers to {ref!r}" for key, ref in self.named.items())
+        if self.trust_imports:
+            logger.warning("%s: imports, or opens, what it names: %s", self.where, listed)
+            return
+        raise ConfigError(
+            f"{self.where}: key {listed}; importing that would run its module's code, or opening it read a file that "
+            f"somebody else chose. Pass it yourself: config={_as_dict(next(iter(self.named)))}; or, for a trusted "
+            "file, trust_imports=True (--trust-imports)"
+        )
+
+    def _text(self, text: str, key: str) -> str:
+        refers = _REFERENCE.match(text) and not key.startswith(_IDS) and not text.startswith(_ATARI)
+        if refers and not any(text in registry.names(kind) for kind in registry.KINDS):
+            self.named[key] = text
+        return text
 
     def read(self, node: Any, given: Any, key: str) -> Any:
         """Decodes one node; what the user gave at its place stands in for it, so that it is never looked at."""
@@ -96,6 +133,8 @@ class _Reader:
             return given
         if isinstance(node, list):
             return [self.read(item, _NOT_GIVEN, f"{key}[{i}]") for i, item in enumerate(node)]
+        if isinstance(node, str):
+            return self._text(node, key)
         if not isinstance(node, Mapping):
             return node
         if _is_section(node):
@@ -127,19 +166,25 @@ class _Reader:
             return self._import(node[REF], key)
         if tags == {REF, FIELDS} and isinstance(node[REF], str) and isinstance(node[FIELDS], Mapping):
             cls = self._import(node[REF], key)
+            if cls is None:
+                return None  # it is reported with the others
             if not isinstance(cls, type) or not (dataclasses.is_dataclass(cls) or issubclass(cls, tuple)):
                 raise ConfigError(f"{self.where}: key {key!r}: {node[REF]!r} is no NamedTuple and no dataclass")
-            return cls(**{name: self.read(item, _NOT_GIVEN, key) for name, item in node[FIELDS].items()})
+            fields = {name: self.read(item, _NOT_GIVEN, key) for name, item in node[FIELDS].items()}
+            try:
+                return cls(**fields)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{self.where}: key {key!r}: {node[REF]!r} does not take its fields: {error}"
+                ) from error
         raise ConfigError(f"{self.where}: key {key!r}: expected a configuration value, got {short(dict(node))}")
 
     def _import(self, ref: str, key: str) -> Any:
-        module = ref.partition(":")[0]
+        module, _, attr = ref.partition(":")
         own = any(module == package or module.startswith(f"{package}.") for package in COMPONENTS)
-        if not own and not self.trust_imports:
-            raise ConfigError(
-                f"{self.where}: key {key!r} refers to {ref!r}, and importing it would run that module's code. Pass the "
-                f"object itself: config={_as_dict(key)}; or, for a trusted file, trust_imports=True (--trust-imports)"
-            )
+        if not own or any(part.startswith("_") for part in attr.split(".")):
+            self.named[key] = ref
+            return registry.import_ref(ref) if self.trust_imports else None
         value = registry.import_ref(ref)
         # What a component module merely imported (os, say) is not a component.
         if not self.trust_imports and registry.ref_of(value) != ref:

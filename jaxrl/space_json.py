@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from jaxrl.coercion import short
 from jaxrl.types import ConfigError
+
+_DTYPES = frozenset(
+    ("bool", "float16", "float32", "float64", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+)
+_MAX_SIZE = 2**22
 
 
 def encode_space(space: spaces.Space[Any]) -> dict[str, Any] | None:
@@ -50,15 +56,39 @@ def decode_space(data: Any) -> spaces.Space[Any]:
         ConfigError: the data is not a space's.
     """
     try:
+        size = _size(data)
+        if size > _MAX_SIZE:
+            raise ValueError(f"it has {size} entries, at most {_MAX_SIZE} are read from a file")
         return _decode(data)
-    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError) as error:
-        raise ConfigError(f"expected a space written by jaxrl, got {data!r}: {error}") from error
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, OverflowError, MemoryError) as error:
+        raise ConfigError(f"expected a space written by jaxrl, got {short(data)}: {error}") from error
+
+
+def _size(data: Mapping[str, Any]) -> int:
+    """Entries of a space, before anything of that size is made."""
+    kind = data["type"]
+    if kind in ("Tuple", "Dict"):
+        parts = data["spaces"].values() if kind == "Dict" else data["spaces"]
+        return sum(_size(part) for part in parts)
+    if kind == "Box":
+        return math.prod(_count(size) for size in data["shape"])
+    if kind == "MultiBinary" and isinstance(data["n"], list):
+        return math.prod(_count(size) for size in data["n"])
+    return _count(data["n"]) if kind in ("Discrete", "MultiBinary") else int(np.sum(data["nvec"], dtype=np.float64))
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no size")
+    return value
 
 
 def _decode(data: Mapping[str, Any]) -> spaces.Space[Any]:
     kind = data["type"]
     if kind == "Box":
-        dtype, shape = np.dtype(data["dtype"]), tuple(int(size) for size in data["shape"])
+        if data["dtype"] not in _DTYPES:
+            raise ValueError(f"there is no dtype {data['dtype']!r}")
+        dtype, shape = np.dtype(data["dtype"]), tuple(data["shape"])
         low, high = (np.broadcast_to(np.asarray(_number(data[end]), dtype), shape).copy() for end in ("low", "high"))
         return spaces.Box(low, high, shape, dtype.type)
     if kind == "Discrete":

@@ -313,7 +313,7 @@ class MultiAgentRunner:
         return ""
 
     def _replay(self, state: dict[str, Any]) -> str:
-        if state.get("actions") is None:
+        if state.get("actions") is None or int(state["steps"]) > MAX_REPLAY_STEPS:
             return f"its episode had taken {state['steps']} steps, more than the {MAX_REPLAY_STEPS} that are replayed"
         if state["seed"] is None and state["rng"] is None:
             return "it has no NumPy generator np_random whose state could be saved"

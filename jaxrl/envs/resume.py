@@ -26,6 +26,12 @@ _KNOWN_WRAPPERS = (
 )
 
 
+_BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (np.random.PCG64, np.random.PCG64DXSM, np.random.MT19937, np.random.Philox, np.random.SFC64)
+}
+
+
 def own_state_holder(env: Any) -> Any | None:
     """Returns the object whose get_state/set_state cover the whole environment, or None.
 
@@ -129,6 +135,8 @@ def _replay(
 ) -> str:
     if entry["actions"] is None:
         return f"its episode had taken {entry['steps']} steps, more than the {MAX_REPLAY_STEPS} that are replayed"
+    if entry["steps"] > MAX_REPLAY_STEPS or any(len(column) != entry["steps"] for column in entry["actions"]):
+        return f"its {entry['steps']} steps are more than {MAX_REPLAY_STEPS}, or not as many as its actions"
     if entry["seed"] is None and entry["rng"] is None:
         return "it has no NumPy generator np_random whose state could be saved"
     set_random_state(_base(env), entry["rng"])
@@ -172,8 +180,7 @@ def set_random_state(base: Any, state: dict[str, Any] | None) -> None:
         return
     generator = base.np_random.bit_generator
     if generator.state["bit_generator"] != state["bit_generator"]:
-        kind = getattr(np.random, state["bit_generator"])
-        base.np_random = np.random.Generator(kind())
+        base.np_random = np.random.Generator(_BIT_GENERATORS[state["bit_generator"]]())
         generator = base.np_random.bit_generator
     inner = state["state"]
     if isinstance(inner, dict) and "key" in inner:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
+import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -62,8 +65,8 @@ def default_optimizer(config: Any, coeffs: Mapping[str, Array], lr: str = "lr") 
     spec: Any = config.optimizer
     arguments = {} if isinstance(spec, str) else dict(spec)
     name = spec if isinstance(spec, str) else str(arguments.pop("type", "adam"))
-    factory: Any = getattr(optax, name, None)
-    if not callable(factory):
+    factory: Any = _optimizers().get(name)
+    if factory is None:
         near = difflib.get_close_matches(name, _COMMON_OPTIMIZERS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(f"optimizer: optax has no {name!r}{hint} Common ones: {', '.join(_COMMON_OPTIMIZERS)}.")
@@ -77,6 +80,14 @@ def default_optimizer(config: Any, coeffs: Mapping[str, Array], lr: str = "lr") 
     if config.grad_clip is not None:
         transform = optax.chain(optax.clip_by_global_norm(config.grad_clip), transform)
     return optax.flatten(transform) if name in _ELEMENTWISE and "mask" not in arguments else transform
+
+
+@functools.cache
+def _optimizers() -> dict[str, Any]:
+    """Optax's optimisers by name: its functions that take a learning rate."""
+    kinds = (types.FunctionType, functools.partial)
+    found = {name: value for name, value in vars(optax).items() if isinstance(value, kinds)}
+    return {name: value for name, value in found.items() if "learning_rate" in inspect.signature(value).parameters}
 
 
 _ELEMENTWISE = frozenset({"adam", "adamw", "sgd", "rmsprop", "lion", "radam", "adagrad", "adamax", "nadam", "yogi"})

@@ -26,7 +26,8 @@ from jaxrl import config as config_lib
 from jaxrl import storage, trees
 from jaxrl.envs import env_name
 from jaxrl.storage.files import refusing
-from jaxrl.trainers import restoring
+from jaxrl.tracebacks import is_users
+from jaxrl.trainers import restoring, saved_sizes
 from jaxrl.types import CheckpointError, JaxrlError, Params
 
 # 1: as 2, each array file with checksums of its own, replay arrays under names of their own.
@@ -128,10 +129,6 @@ class Saved(NamedTuple):
     config: Mapping[str, Any]
     state: Mapping[str, Any]
 
-    def options(self, overrides: Mapping[str, Any], trust_imports: bool) -> dict[str, Any]:
-        """The config, merged with `overrides`; see `config.fill_holes`."""
-        return config_lib.fill_holes(self.config, overrides, trust_imports, where=f"{self.files}: config.json")
-
 
 def read(directory: str | os.PathLike[str], algorithm: str | None) -> Saved:
     """Reads a checkpoint of an algorithm; see `read_metadata`."""
@@ -141,6 +138,41 @@ def read(directory: str | os.PathLike[str], algorithm: str | None) -> Saved:
     if not isinstance(config, dict) or not isinstance(state, dict):
         raise CheckpointError(f"{files}: config.json or state.json is damaged: it holds no object.")
     return Saved(files, files.about, config, state)
+
+
+def build(cls: Any, saved: Saved, given: Mapping[str, Any], trust_imports: bool, options: Mapping[str, Any]) -> Any:
+    """A trainer with the config of a checkpoint; nothing of its state is in it yet.
+
+    Args:
+        cls: the trainer's class.
+        saved: the checkpoint.
+        given: options that differ.
+        trust_imports: import what its config names.
+        options: further arguments of the constructor.
+
+    Raises:
+        ConfigError: see `config.fill_holes`; options that do not fit together.
+        CheckpointError: its config is out of proportion to its state, or not one that a trainer can be built with.
+    """
+    where = f"{saved.files}: config.json"
+    kept = saved_sizes.without_paths(saved.config, cls.config_class)
+    config = config_lib.fill_holes(kept, given, trust_imports, where=where)
+    saved_sizes.check_options(config, saved.state, given, where)
+    try:
+        return cls(
+            config, check_policies=lambda made: saved_sizes.check_parameters(made, saved.state, where), **options
+        )
+    except Exception as error:
+        if isinstance(error, JaxrlError | OSError) or is_users(error):
+            raise
+        raise CheckpointError(
+            f"{where}: no trainer can be built with it ({type(error).__name__}: {error}); is it damaged?"
+        ) from error
+
+
+def restore(trainer: Any, directory: str | os.PathLike[str]) -> None:
+    """Puts the state of the checkpoint in a directory into a trainer; see `load`."""
+    load(trainer, read(directory, trainer.name))
 
 
 def load(trainer: Any, saved: Saved) -> None:

@@ -59,4 +59,5 @@ class CommonConfig(RolloutConfig, PolicyConfig):
     compile_cache: bool | str = option(
         True,
         "Keep compiled programs on disk for the next run: True: in the user's cache directory; a path; False: not.",
+        path=True,
     )

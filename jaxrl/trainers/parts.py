@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 from jaxrl.envs.jax_native import JaxEnv
@@ -45,7 +45,12 @@ class Parts(NamedTuple):
     started_ray: bool
 
 
-def build_parts(cls: Any, asked: Any, options: Any, undo: contextlib.ExitStack) -> Parts:
+CheckPolicies = Callable[[Mapping[PolicyID, Policy]], None]
+
+
+def build_parts(
+    cls: Any, asked: Any, options: Any, undo: contextlib.ExitStack, check: CheckPolicies = lambda _: None
+) -> Parts:
     """Builds all of a run.
 
     Args:
@@ -53,6 +58,7 @@ def build_parts(cls: Any, asked: Any, options: Any, undo: contextlib.ExitStack) 
         asked: the options as they were asked for.
         options: resolved.
         undo: what a failure has to end is put there.
+        check: is given the policies before memory is taken for what they learn; it may raise.
 
     Raises:
         ConfigError: options that cannot work together.
@@ -61,7 +67,7 @@ def build_parts(cls: Any, asked: Any, options: Any, undo: contextlib.ExitStack) 
     if jax_env is not None:
         try:
             with without_collection():
-                return _compiled_parts(cls, options, jax_env, undo)
+                return _compiled_parts(cls, options, jax_env, undo, check)
         except CannotCompileError as error:
             engines.settle_for_workers(options, error)
     env = setup.probe_env(options)
@@ -69,6 +75,7 @@ def build_parts(cls: Any, asked: Any, options: Any, undo: contextlib.ExitStack) 
     opened.callback(setup.close_env, env)
     recipes = setup.make_recipes(options, cls.policy_factory, env, functools.partial(cls.policy_options, asked))
     policies = {pid: recipe.build() for pid, recipe in recipes.items()}
+    check(policies)
     multi_agent = is_multi_agent(env)
     if options.num_workers > 0:
         opened.close()
@@ -84,9 +91,10 @@ def build_parts(cls: Any, asked: Any, options: Any, undo: contextlib.ExitStack) 
     return Parts(options, recipes, policies, multi_agent, context, cls.execution_plan(context), None, started_ray)
 
 
-def _compiled_parts(cls: Any, options: Any, env: JaxEnv, undo: contextlib.ExitStack) -> Parts:
+def _compiled_parts(cls: Any, options: Any, env: JaxEnv, undo: contextlib.ExitStack, check: CheckPolicies) -> Parts:
     recipes = setup.make_recipes(options, cls.policy_factory, env)
     policies = {pid: recipe.build() for pid, recipe in recipes.items()}
+    check(policies)
     for policy in policies.values():  # before the plan, which may ask for actors
         check_rollout_options(policy, options)
     workers = CompiledWorkers(options, policies)

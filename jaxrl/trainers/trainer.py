@@ -21,6 +21,7 @@ from jaxrl.rollout import WorkerSet
 from jaxrl.tracebacks import users_frames
 from jaxrl.trainers import best, checkpoint, compilation, evaluation, iteration, policy_options, resolving, resources
 from jaxrl.trainers.appending import storing, when_there_is_room
+from jaxrl.trainers.checkpoint import restore
 from jaxrl.trainers.config import CommonConfig
 from jaxrl.trainers.inference import ActionComputer
 from jaxrl.trainers.parts import build_parts
@@ -38,6 +39,7 @@ class Trainer(tune.Trainable):
         env: shorthand for `config["env"]`.
         results_dir: where results go, made with the first one and this trainer's alone; None: a new one under
             `~/ray_results/default`.
+        check_policies: is given the policies before memory is taken for what they learn; it may raise.
 
     Raises:
         ConfigError: an unknown or mistyped option, or ones that do not fit together; before any actor starts.
@@ -63,10 +65,11 @@ class Trainer(tune.Trainable):
         *,
         env: Any = None,
         results_dir: str | pathlib.Path | None = None,
+        check_policies: Callable[[Mapping[PolicyID, Policy]], None] = lambda _: None,
     ):
         tunes, given = resolving.split_given(type(self).__name__, config, storage, env)
         self._given = given
-        self._results_dir = results_dir
+        self._results_dir, self._check_policies = results_dir, check_policies
         with resources.quiet_tune() if storage is None else contextlib.nullcontext():
             super().__init__(tunes, storage)
 
@@ -86,7 +89,7 @@ class Trainer(tune.Trainable):
         if not self._storage:
             check_writable(results_root(self._results_dir), "results_dir")
         with users_frames(), contextlib.ExitStack() as undo:  # what a failure below has to end
-            parts = build_parts(type(self), self.asked, self.options, undo)
+            parts = build_parts(type(self), self.asked, self.options, undo, self._check_policies)
             undo.pop_all()
         self.options, self.recipes, self.policies, self.multi_agent = parts[:4]
         self.context, self.plan, self.compiled, self._started_ray = parts[4:]
@@ -309,9 +312,7 @@ class Trainer(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """See `restore`."""
-        from jaxrl.trainers.checkpoint import load, read
-
-        load(self, read(checkpoint, self.name))
+        restore(self, checkpoint)
 
     @classmethod
     def from_checkpoint(
@@ -334,7 +335,7 @@ class Trainer(tune.Trainable):
             CheckpointError: not a checkpoint of this algorithm, or damaged.
         """
         saved = checkpoint.read(path, cls.name_of())
-        trainer = cls(saved.options(config or {}, trust_imports), **options)
+        trainer = checkpoint.build(cls, saved, config or {}, trust_imports, options)
         try:
             checkpoint.load(trainer, saved)
         except BaseException:
