@@ -1,6 +1,8 @@
 # Every target sets up .venv by itself: nothing but Python >= 3.11 and make has to be there.
 PYTHON ?= python3
 JOBS ?= 3
+# They wait for one another in bounded time: fewer at once.
+SLOW_JOBS ?= 2
 VENV := .venv
 CONSTRAINTS := constraints.txt
 BIN := $(VENV)/bin
@@ -45,7 +47,7 @@ test: $(STAMP) ## run the tests, except those that take long
 	$(BIN)/python -m pytest -q -m "not learning and not slow" -n $(JOBS) --dist loadfile --durations 20
 
 test-slow: $(STAMP) ## run those that take long: what dies, hangs and comes back, Tune, the README's blocks
-	$(BIN)/python -m pytest -q -m slow -n $(JOBS) --dist loadfile --durations 20
+	$(BIN)/python -m pytest -q -m slow -n $(SLOW_JOBS) --dist loadfile --durations 20
 
 test-quick: $(STAMP) ## run those that take a moment: the parts, and one trainer
 	$(BIN)/python -m pytest -q -m "not learning and not ray and not slow" -n $(JOBS) --dist loadfile --durations 20 $(QUICK)
