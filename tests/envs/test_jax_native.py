@@ -61,19 +61,26 @@ class Pair(NamedTuple):
     in_step: bool = False
 
 
+def number(value: Any, dtype: Any) -> Any:
+    """In NumPy: ten thousand small JAX arrays would take as long as all the rest."""
+    return np.asarray(value, dtype)
+
+
 def floats(original: Any, t: int) -> TimeLimitState:
     """Reads a time-limited environment's state, numbers in the original's order."""
-    return TimeLimitState(np.asarray(original.state, np.float32), np.int32(t))
+    return TimeLimitState(number(original.state, np.float32), number(t, np.int32))
 
 
 def acrobot_state(original: Any, t: int) -> TimeLimitState:
-    return TimeLimitState(AcrobotState(*np.asarray(original.state, np.float32)), np.int32(t))
+    return TimeLimitState(AcrobotState(*number(original.state, np.float32)), number(t, np.int32))
 
 
 def pendulum_state(original: Any, t: int) -> TimeLimitState:
     theta, theta_dot = original.state
     wrapped = (theta + np.pi) % (2 * np.pi) - np.pi
-    return TimeLimitState(PendulumState(np.float32(wrapped), np.float32(theta_dot)), np.int32(t))
+    return TimeLimitState(
+        PendulumState(number(wrapped, np.float32), number(theta_dot, np.float32)), number(t, np.int32)
+    )
 
 
 class Tokens:
@@ -101,11 +108,13 @@ class RepeatOurTokens(RepeatAfterMe):
 
 
 def repeat_state(original: Any, t: int) -> TimeLimitState:
-    return TimeLimitState(RepeatAfterMeState(np.uint32(original.seed), np.int32(t)), np.int32(t))
+    return TimeLimitState(
+        RepeatAfterMeState(number(original.seed, np.uint32), number(t, np.int32)), number(t, np.int32)
+    )
 
 
 def probe_state(original: Any, t: int) -> ProbeState:
-    return ProbeState(np.float32(original.obs), np.int32(t))
+    return ProbeState(number(original.obs, np.float32), number(t, np.int32))
 
 
 PROBES = {
