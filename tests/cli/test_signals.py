@@ -143,7 +143,7 @@ def test_a_run_that_loses_ray_says_so_in_one_line(tmp_path, part):
         if pathlib.Path(f"/proc/{pid}/comm").read_text().strip() == part:
             os.kill(pid, signal.SIGKILL)
     assert process.wait(timeout=WITHIN_S) == 1
-    # Ray itself ends a process whose raylet has died, often before anything can be said; its agents notice on their own.
+    # Ray itself ends a process whose raylet has died, often before anything can be said; its agents notice later.
     deadline = time.monotonic() + WITHIN_S
     while marked(token) and time.monotonic() < deadline:
         time.sleep(0.1)
