@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself: nothing but Python >= 3.11 and make has to be there.
 PYTHON ?= python3
 JOBS ?= 3
-# They wait for one another in bounded time: fewer at once.
+# The slow tests have time limits on waiting, which more processes on two cores would exceed.
 SLOW_JOBS ?= 2
 VENV := .venv
 CONSTRAINTS := constraints.txt
@@ -47,7 +47,7 @@ test: $(STAMP) ## run the tests, except those that take long
 	$(BIN)/python -m pytest -q -m "not learning and not slow" -n $(JOBS) --dist loadfile --durations 20
 
 test-slow: $(STAMP) ## run those that take long: what dies, hangs and comes back, Tune, the README's blocks
-	$(BIN)/python -m pytest -q -m slow -n $(SLOW_JOBS) --dist loadfile --durations 20
+	$(BIN)/python -m pytest -q -m "slow and not learning" -n $(SLOW_JOBS) --dist loadfile --durations 20
 
 test-quick: $(STAMP) ## run those that take a moment: the parts, and one trainer
 	$(BIN)/python -m pytest -q -m "not learning and not ray and not slow" -n $(JOBS) --dist loadfile --durations 20 $(QUICK)

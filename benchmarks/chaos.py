@@ -1,4 +1,4 @@
-"""Trains while a worker that has lived for 10 s is killed every 10 s: no error, exact counters, learning goes on.
+"""Trains while workers are killed: one every 10 s that is at least 10 s old. No error, exact counters, rewards rise.
 
 python benchmarks/chaos.py PPO --minutes 30
 python benchmarks/chaos.py APEX --minutes 30

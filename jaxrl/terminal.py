@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
-
-# Control characters, marks that turn the direction of writing, halves of characters; not tab and line end.
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
 
 def printable(text: str) -> str:
-    r"""The text with its control characters written out.
+    r"""Returns `text` with control characters, and others that cannot be seen, as escapes; line ends and tabs stay.
 
     Example:
         >>> printable("\x1b[31mred")
         '\\x1b[31mred'
     """
-    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def printable_name(text: str, width: int = 80) -> str:

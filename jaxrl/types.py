@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from jaxrl.terminal import printable
+
 if TYPE_CHECKING:
     import jax
 
@@ -53,16 +55,6 @@ COLUMNS: Mapping[str, str] = {
     "weights": "importance weight of a replayed row, 1 where sampling is uniform",
     "batch_indexes": "where a replayed row is stored, int32",
 }
-
-
-def printable(text: str) -> str:
-    r"""`text` with what a terminal would obey, or could not show, as escapes; line ends and tabs stay.
-
-    Example:
-        >>> print(printable("e\x1b[2J"))
-        e\x1b[2J
-    """
-    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 class JaxrlError(Exception):

@@ -275,7 +275,7 @@ class ProcessVectorEnv(VectorEnv):
             return fresh
 
     def _failed_step(self, i: int, active: np.ndarray | None) -> tuple[Any, ...]:
-        """What a step gives where the process died: episodes are cut, and begin anew in another process."""
+        """The step's result where a process died: its episodes are truncated and begin anew in another process."""
         assert self._revival is not None
         share = self._shares[i]
         columns, infos = self._revival.untold.pop(i, None) or self._revive(i, "step")

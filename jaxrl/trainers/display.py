@@ -67,7 +67,7 @@ def open_display(verbose: bool | None = None, *, title: str = "") -> Display:
 
 
 def enduring(display: Display) -> Display:
-    """Shows for as long as it can: a run goes on where its terminal was closed, or its log's disk is full."""
+    """Wraps a display: if its output fails (closed terminal, full disk), training continues without it."""
     lost = threading.Event()
 
     def tried(show: Callable[[Any], None]) -> Callable[[Any], None]:

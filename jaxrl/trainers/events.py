@@ -20,7 +20,7 @@ logger = logging.getLogger("jaxrl.storage")
 
 
 class EventFile:
-    """A new event file; where it cannot be written, the curves have a gap and the run goes on.
+    """Writes a new event file; if a write fails, the curves have a gap and training continues.
 
     Args:
         directory: the run's.

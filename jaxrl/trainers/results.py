@@ -172,7 +172,7 @@ class ResultWriter:
             self._write_events()
 
     def close(self) -> None:
-        """Writes what is left, where that is possible by now; a later `write` goes on."""
+        """Writes results that are still unwritten, if possible, and closes the files; `write` may be called again."""
         with contextlib.suppress(StorageError):  # `write` has told of it
             self._flush()
             if self._unseen is not None and self.directory.exists():

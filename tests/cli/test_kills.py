@@ -1,4 +1,4 @@
-"""`jaxrl train` is killed at random moments while it saves, and goes on: each iteration once, in every file."""
+"""Kills `jaxrl train` at random moments while it saves, and resumes it: every file has each iteration once."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_ten_thousand_random_steps_beside_the_original(name):
     obs, _ = original.reset(seed=1)
     state = read(original.unwrapped, 0)
     kinds = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
-    # Our state goes on from step to step, and is taken from the original where `given`: after resets, which differ.
+    # Our state carries over from step to step; where `given`, the original's replaces it: resets draw other numbers.
     elapsed, ends, given, steps, theirs = 0, 0, True, [], []
     for _ in range(STEPS):
         driven = drive is not None and ends % 2 == 1

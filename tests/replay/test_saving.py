@@ -203,9 +203,6 @@ def test_a_state_that_cannot_be_is_found_out_when_it_is_loaded(stream, tmp_path,
     for _ in range(11):
         state = buffer.add(state, next(source))
     setattr(state, field, BROKEN[name][field](getattr(state, field)))
-    try:
-        save(state, tmp_path / "here")
-    except (TypeError, ValueError, AttributeError):
-        pytest.skip("such a state cannot be saved")
+    save(state, tmp_path / "here")
     with pytest.raises(CheckpointError):
         load(buffer, tmp_path / "here")

@@ -240,7 +240,7 @@ def mutate(path: pathlib.Path, rng: random.Random) -> str:
         changed = json.dumps(mutate_json(json.loads(text), rng)).encode() if how < 0.85 else spoil_text(text, rng)
         file.write_bytes(changed)
     else:
-        what = f"{file.name}, {'header or numbers'}"
+        what = f"{file.name}, header or numbers"
         file.write_bytes(mutate_arrays(file.read_bytes(), rng))
     reseal(path, rng)
     return what
@@ -401,7 +401,7 @@ def run(mutations: int, seed: int, start: int, work: pathlib.Path, say: Callable
 
 
 def _trains(trainer: Any) -> str:
-    """Whether a trainer that has loaded goes on training; what it raises if not."""
+    """Trains one iteration after a load: what it raises, or an empty text."""
     from jaxrl.types import NonFiniteError
 
     try:

@@ -18,7 +18,8 @@ from jaxrl.algorithms.ppo import PPOTrainer
 from jaxrl.config import fill_holes
 from jaxrl.envs import resume
 from jaxrl.space_json import decode_space
-from jaxrl.types import CheckpointError, ConfigError, printable
+from jaxrl.terminal import printable
+from jaxrl.types import CheckpointError, ConfigError
 
 TINY: dict[str, Any] = {
     "env": "CartPole-v1",
