@@ -209,4 +209,6 @@ def test_tunes_population_based_training_trains_with_what_it_says(
         learned = frame["info/learner/default_policy/cur_lr"].to_numpy()
         np.testing.assert_allclose(learned, frame["config/lr"].to_numpy(), rtol=1e-6)
         rates |= set(learned)
-    assert len(rates) > 2  # there was something to follow
+    # There was something to follow: a rate that Tune perturbed. Tune may pause the trial that gets it before it has
+    # written the trial's first result, so that the rate before may be missing.
+    assert any(not np.isclose(rate, [1e-3, 1e-2]).any() for rate in rates)
